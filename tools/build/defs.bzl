@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules of the allocator's own code and of its two artefacts."""
+
+# No exceptions, no RTTI, no thread-safe statics: nothing that would need libstdc++ at run time.
+# initial-exec: the dynamic model's __tls_get_addr may call malloc.
+LIBRARY_COPTS = [
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ftls-model=initial-exec",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    "-fno-builtin-malloc",
+    "-fno-builtin-calloc",
+    "-fno-builtin-realloc",
+    "-fno-builtin-free",
+    "-fno-stack-protector",
+    "-U_FORTIFY_SOURCE",
+]
+
+def pcm_library(name, copts = [], **kwargs):
+    """A layer of the allocator: cc_library with the flags that every layer shares."""
+    native.cc_library(
+        name = name,
+        copts = LIBRARY_COPTS + copts,
+        linkstatic = True,
+        **kwargs
+    )
+
+def _static_archive_impl(ctx):
+    objects = []
+    for dep in ctx.attr.deps:
+        for linker_input in dep[CcInfo].linking_context.linker_inputs.to_list():
+            for library in linker_input.libraries:
+                objects.extend(library.pic_objects or library.objects)
+    out = ctx.outputs.out
+    args = ctx.actions.args()
+    args.add("rcsD", out)
+    args.add_all(objects)
+    ctx.actions.run(
+        executable = "/usr/bin/ar",
+        arguments = [args],
+        inputs = objects,
+        outputs = [out],
+        mnemonic = "StaticArchive",
+        progress_message = "Archiving %{output}",
+    )
+    return [DefaultInfo(files = depset([out]))]
+
+# Every object of the libraries in `deps` and of what they depend on, in one archive, so that a
+# plain `cc program.c libpcmalloc.a` links.
+static_archive = rule(
+    implementation = _static_archive_impl,
+    attrs = {
+        "deps": attr.label_list(providers = [CcInfo]),
+        "out": attr.output(mandatory = True),
+    },
+)
