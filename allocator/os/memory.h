@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: the kernel's memory interface as the allocator needs it: reserve, commit, return, release.
+// Invariants: errno is kept; every refusal is reported to the caller, none is ignored; sizes and
+//   addresses are multiples of KernelPageSize() unless said otherwise; nothing is allocated.
+// Cost: one system call each, except the cached constants.
+#ifndef PCMALLOC_ALLOCATOR_OS_MEMORY_H_
+#define PCMALLOC_ALLOCATOR_OS_MEMORY_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace pcmalloc::os {
+
+// The kernel's page size in bytes (4, 16 or 64 KiB), from the aux vector.
+size_t KernelPageSize();
+
+// Address space without memory behind it (PROT_NONE, not counted by overcommit), aligned to
+// `alignment` (a power of two). Null when refused.
+void* Reserve(size_t size, size_t alignment);
+void Unreserve(void* start, size_t size);
+
+// Makes reserved memory readable and writable; pages arrive zeroed on first touch. False: refused.
+bool Commit(void* start, size_t size);
+
+// Gives the contents back; the range stays committed and reads as zero afterwards. False: refused,
+// the contents are as before.
+bool Return(void* start, size_t size);
+
+// Moves page tables from one committed range to another; the source reads as zero afterwards. False
+// where the kernel cannot (before Linux 5.7) or will not.
+bool Move(void* from, void* to, size_t size);
+
+// RLIMIT_AS in bytes, SIZE_MAX when unlimited.
+size_t AddressSpaceLimit();
+
+}  // namespace pcmalloc::os
+
+#endif  // PCMALLOC_ALLOCATOR_OS_MEMORY_H_

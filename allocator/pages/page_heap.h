@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: hands out runs of pages and takes them back, merges neighbours, returns whole free ranges
+//   to the operating system.
+// Invariants: one lock guards all of it; no function waits for a lock that the calling thread holds
+//   already (kReentrant instead); free neighbours are always merged unless one is returned and the
+//   other is not; a page's map entries are right whenever no lock is held.
+// Cost: constant time to take and give; a system call only to grow an arena or to return memory.
+#ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
+#define PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "allocator/pages/span.h"
+
+namespace pcmalloc {
+
+enum class PageResult {
+  kOk,
+  kNoMemory,   // the kernel or a limit refused
+  kReentrant,  // a signal handler interrupted this thread inside the page heap
+};
+
+struct PageStats {
+  uint64_t reserved_bytes;   // address space of all arenas
+  uint64_t committed_bytes;  // of it, made accessible, maps included
+  uint64_t free_bytes;       // free spans still backed by memory
+  uint64_t returned_bytes;   // free spans given back to the operating system
+  uint64_t small_bytes;      // in kSmall spans
+  uint64_t large_bytes;      // in kLarge spans
+  uint64_t metadata_bytes;   // Span objects and maps, committed
+  uint64_t spans;            // in use, small and large
+  uint64_t releases;         // system calls that returned memory
+};
+
+class PageHeap {
+ public:
+  // Takes `pages` pages whose first byte is a multiple of `alignment` bytes (a power of two,
+  // >= kPageSize). The span comes out as kSmall with `size_class` in every page-map entry when that
+  // is not 0, else as kLarge. `span->zeroed` says whether the caller may skip clearing it.
+  // Thread-safe; async-signal-safe (see kReentrant).
+  static PageResult Take(size_t pages, size_t alignment, unsigned size_class, Span** span);
+
+  // Gives a span back. kReentrant leaves it untouched: the caller must try again later.
+  static PageResult Give(Span* span);
+
+  // Makes a kLarge span longer or shorter where it is. Growing fails with kNoMemory when the pages
+  // behind it are in use; pages cut off go back to the heap.
+  static PageResult Resize(Span* span, size_t pages);
+
+  // Moves the contents of a kLarge span to another of at least its length by moving page tables
+  // (mremap with MREMAP_DONTUNMAP); false where the kernel cannot: then copy. `from` stays allocated
+  // with undefined contents.
+  static bool MovePages(const Span* from, const Span* to);
+
+  // Returns at least `bytes` of free memory to the operating system, whole free ranges, largest
+  // first, as far as there are any; returns the number of bytes returned.
+  static size_t Release(size_t bytes);
+
+  static PageStats Stats();
+
+  // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in the
+  // sense of Lock: if the calling thread holds the lock already, it returns false and nothing is to
+  // be unlocked.
+  static bool LockForFork();
+  static void UnlockAfterFork();
+};
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: from an address to the size class of its page (one byte load) and to its Span.
+//
+//      primary_arena.base --> [class of page 0][class of page 1] ...   one byte a page, counted from
+//                                                                       the arena's base itself
+//      class 0: not a small block (large, free, the maps' own pages)
+//
+// Invariants: `pages` counts only pages whose map bytes are readable; it is 0 until the first arena
+//   exists, so the fast path of free needs no test for "set up". The primary arena never moves and
+//   is never unmapped. Entries of further arenas are found by the slow functions only.
+// Cost: ClassOf is a subtraction, a shift, a compare and a load; SpanOf one load more, plus a scan of
+//   a handful of arenas for addresses outside of the primary one.
+#ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_MAP_H_
+#define PCMALLOC_ALLOCATOR_PAGES_PAGE_MAP_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "allocator/pages/span.h"
+
+namespace pcmalloc {
+
+// What the fast path of free reads. In one cache line, plain loads: `base` is written once, before
+// `pages` becomes non-zero for the first time; `pages` only grows.
+struct PrimaryArena {
+  const uint8_t* base;  // of the arena and of its page map
+  size_t pages;         // of the arena, from base on, that have a map entry
+};
+extern "C" PrimaryArena pcmalloc_primary_arena;
+
+// The size class of the page that holds `p`, or 0 (large, free, foreign, null). Any address is
+// allowed. Signal-safe.
+inline unsigned PrimaryClassOf(const void* p) {
+  const size_t page =
+      (reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(pcmalloc_primary_arena.base)) >>
+      kPageShift;
+  if (page >= pcmalloc_primary_arena.pages) return 0;
+  return pcmalloc_primary_arena.base[page];
+}
+
+// The same for all arenas.
+unsigned ClassOf(const void* p);
+
+// The span that holds `p`, or null for an address that no arena holds. For a kLarge or kFree span
+// only its first and last page are sure to answer; for kSmall every page does.
+Span* SpanOf(const void* p);
+
+// Whether the address lies in any arena's used part.
+bool InArena(const void* p);
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_PAGES_PAGE_MAP_H_

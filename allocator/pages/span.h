@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: a run of allocator pages, and who has it.
+//
+//      arena   | page map | span map | p p p p p p p p p p p p p p p ...          (p = 8 KiB page)
+//                                      \___ Span ___/ \__ Span __/
+//
+// Invariants: every page of the used part of an arena belongs to exactly one Span; Span objects live
+//   outside of the memory they describe and are recycled, never unmapped.
+// Cost: 192 bytes a span.
+#ifndef PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
+#define PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace pcmalloc {
+
+// The allocator's own page: the unit of the page map. Unrelated to the kernel's page size, which is
+// asked for at run time.
+inline constexpr int kPageShift = 13;
+inline constexpr size_t kPageSize = size_t{1} << kPageShift;
+
+enum class SpanState : uint8_t {
+  kFree,   // in the page heap
+  kSmall,  // cut into objects of one size class
+  kLarge,  // one block
+};
+
+struct Span {
+  static constexpr int kMaxObjects = 1024;
+
+  // Links of whichever list the span is in: the page heap's while kFree, a central list's while
+  // kSmall; unused while kLarge.
+  Span* prev;
+  Span* next;
+  uintptr_t start;  // address of the first byte, a multiple of kPageSize
+  uint32_t pages;
+  SpanState state;
+  uint8_t size_class;  // 0 unless kSmall
+  bool zeroed;         // kFree, or fresh from PageHeap::Take: every byte reads as zero
+  bool returned;       // kFree: the memory is with the operating system
+  // kLarge: bytes between start and the block that the caller got (alignment beyond a page never
+  // leaves any today; kept for blocks placed off the page boundary).
+  // kSmall: the fields of allocator/central.
+  uint16_t objects;        // how many the span was cut into
+  uint16_t free_objects;   // how many of them have their bit set below
+  uint32_t object_size;    // bytes
+  uint32_t object_inverse; // 2^32 / object_size rounded up: index = offset * inverse >> 32
+  uint32_t list_index;     // which occupancy list of its central list the span is in
+  uint64_t free_bits[kMaxObjects / 64];
+
+  size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }
+  uintptr_t end() const { return start + bytes(); }
+};
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_PAGES_SPAN_H_

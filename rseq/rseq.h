@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: the kernel's restartable-sequences contract, seen from one process: whose area is
+//   registered, how a thread gets one, how to fence. Knows nothing of malloc.
+// Invariants: of a registered area only rseq_cs is ever written (by the sections); what others
+//   registered is never unregistered; errno is kept; nothing is allocated; everything here is
+//   async-signal-safe.
+// Cost: Discover() is a handful of system calls, once (below 200 us); the rest is said at each
+//   function.
+#ifndef PCMALLOC_RSEQ_RSEQ_H_
+#define PCMALLOC_RSEQ_RSEQ_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <atomic>
+
+namespace pcmalloc::rseq {
+
+// The area shared with the kernel. Field offsets are Linux's ABI (include/uapi/linux/rseq.h).
+struct Area {
+  uint32_t cpu_id_start;
+  uint32_t cpu_id;  // kUninitialized, kFailed, or the CPU that the thread runs on
+  uint64_t rseq_cs;
+  uint32_t flags;
+  uint32_t node_id;
+  uint32_t mm_cid;  // kept up to date where the feature size is >= 28
+  uint32_t slice_ctrl;
+  uint8_t reserved[32];
+};
+static_assert(sizeof(Area) == 64);
+inline constexpr size_t kCpuIdOffset = 4;
+inline constexpr size_t kRseqCsOffset = 8;
+inline constexpr size_t kMmCidOffset = 24;
+inline constexpr uint32_t kUninitialized = 0xffffffffu;  // cpu_id of a thread never registered
+inline constexpr uint32_t kFailed = 0xfffffffeu;         // cpu_id after a refused registration
+
+enum class Owner : uint8_t {
+  kNone,   // rseq cannot be used in this process: see Discovery::reason
+  kLibc,   // the C library registered each thread's area and we share it
+  kOwn,    // this library registers its own thread-local area, thread by thread
+};
+
+struct Discovery {
+  Owner owner;
+  int refused_error;            // error number of the refused rseq call when kNone, else 0
+  uint32_t feature_size;        // AT_RSEQ_FEATURE_SIZE, 0 where the kernel does not say
+  uint32_t alignment;           // AT_RSEQ_ALIGN, 0 where the kernel does not say
+  uint32_t registered_length;   // bytes that are (kLibc) or will be (kOwn) registered; 0 unknown
+  bool mm_cid_maintained;       // the registered area's mm_cid can be used as an index
+  bool fence_available;         // membarrier(PRIVATE_EXPEDITED_RSEQ) is there and registered for
+  bool fence_one_cpu;           // and takes a CPU number
+  int fence_error;              // error number when not available
+  uint32_t cpu_bound;           // every cpu_id and mm_cid is below it
+  char reason[192];             // in words, for an administrator: why this owner, or why none
+};
+
+// Offset of the rseq area from the thread pointer, the same in every thread. Points at this library's
+// own area until Discover() has adopted the C library's. Read by the sections.
+extern "C" ptrdiff_t pcmalloc_rseq_offset;
+
+// Finds out, registers the process for fences and the calling thread for rseq (when kOwn); the same
+// answer on every later call. Call it while single-threaded if possible; a race is harmless.
+const Discovery& Discover();
+
+// The area of the calling thread that the sections use.
+Area* ThisArea();
+
+// Registers the calling thread's own area if it has none yet; true if its cpu_id is usable
+// afterwards. Blocks signals for the duration. Two or three system calls the first time in a thread,
+// a load afterwards; a refusal is remembered per thread (cpu_id = kFailed).
+bool EnsureThreadRegistered();
+
+// The CPU the calling thread runs on by rseq, or by getcpu where there is no rseq. Only a hint.
+int CurrentCpu();
+
+// Waits until every section that runs on `cpu` now has committed or will be aborted, and every
+// section that starts later sees all stores made before the call. False: the kernel refused (then
+// nothing may be assumed). 4-9 us; a CPU number that does not exist is harmless.
+[[nodiscard]] bool FenceCpu(int cpu);
+
+// The same for all CPUs. Needed wherever the index is mm_cid, which is not tied to a CPU.
+[[nodiscard]] bool FenceAll();
+
+}  // namespace pcmalloc::rseq
+
+#endif  // PCMALLOC_RSEQ_RSEQ_H_
