@@ -20,6 +20,8 @@
 #endif
 
 extern "C" {
+constinit uint64_t pcmalloc_rseq_aborts = 0;
+
 // glibc's since 2.35; null elsewhere. Not from <sys/rseq.h>, which musl lacks.
 extern const unsigned int __rseq_size __attribute__((weak));
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
