@@ -70,10 +70,11 @@ void PinTo(int cpu) {
   ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
 }
 
-// How long a section on `spin_cpu` lives after `disturb` was called on `own_cpu`: the median of
-// some rounds, each ended after `patience` at the latest.
+// How long sections on `spin_cpu` live after `disturb` was called on `own_cpu`, in ascending order;
+// each round ends after `patience` at the latest.
 template <typename Disturb>
-absl::Duration MedianLife(int own_cpu, int spin_cpu, absl::Duration patience, Disturb disturb) {
+std::vector<absl::Duration> Lives(int own_cpu, int spin_cpu, absl::Duration patience,
+                                  Disturb disturb) {
   std::vector<absl::Duration> lives;
   std::thread([&] {
     PinTo(own_cpu);
