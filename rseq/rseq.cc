@@ -41,6 +41,12 @@ __attribute__((visibility("hidden"), tls_model("initial-exec"))) alignas(
 }
 
 namespace pcmalloc::rseq {
+
+#if !defined(__x86_64__)
+// Without the loader's help (arch/x86_64.S) it is wrong until Discover() stores it.
+constinit ptrdiff_t pcmalloc_rseq_offset = 0;
+#endif
+
 namespace {
 
 constexpr unsigned long kAuxFeatureSize = 27;  // AT_RSEQ_FEATURE_SIZE
