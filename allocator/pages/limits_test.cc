@@ -42,7 +42,7 @@ size_t ResidentKiB() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
     size_t value;
-    if (sscanf(line.c_str(), "VmRSS: %zu kB", &value) == 1) return value;
+    if (sscanf(line.c_str(), "RssAnon: %zu kB", &value) == 1) return value;
   }
   return 0;
 }
@@ -75,7 +75,7 @@ TEST(LimitsTest, StartsSmall) {
     Span* span = TakeOrNull(1, kPageSize, 5);
     ASSERT_NE(span, nullptr);
     const size_t after = ResidentKiB();
-    EXPECT_LE(after, before + 64);
+    EXPECT_LE(after, before + 48);
     EXPECT_TRUE(span->zeroed);
     EXPECT_EQ(PrimaryClassOf(Begin(span)), 5u);
     EXPECT_LE(PageHeap::Stats().committed_bytes, 2 * kMiB);
@@ -274,9 +274,9 @@ bool Workload() {
     memset(Begin(span), 1, span->bytes() < kMiB ? span->bytes() : kMiB);
     spans[n++] = span;
   }
-  if (n > 0 && spans[n - 1]->state == SpanState::kLarge &&
-      PageHeap::Resize(spans[n - 1], spans[n - 1]->pages + 3000) != PageResult::kOk) {
-    all = false;
+  // May find used pages behind the span, so a refusal says nothing about memory.
+  if (n > 0 && spans[n - 1]->state == SpanState::kLarge) {
+    PageHeap::Resize(spans[n - 1], spans[n - 1]->pages + 3000);
   }
   for (size_t i = 0; i < n; i += 2) EXPECT_EQ(PageHeap::Give(spans[i]), PageResult::kOk);
   PageHeap::Release(kMiB);
