@@ -10,12 +10,13 @@
 // Parameters (-D), all 0 or 1 unless said otherwise:
 //   ABORT_PREEMPT ABORT_MIGRATE ABORT_FENCE  what aborts a section
 //   REWRITE        cpu_id_start is rewritten at same-CPU resumption and by a fence
-//   LEGACY CID WEAK BATCH SWAP STOP_BOTH     scheme, index, memory, operations, what is stopped
+//   LEGACY CID WEAK BATCH SWAP STOP_BOTH FIRST_USE   scheme, index, memory, operations, scope
 //   OBJECTS        number of objects
 //   and one mutation: NO_FENCE FENCE_BEFORE_CLOSE EARLY_PUBLISH STALE_INDEX REMOTE_WRITE
 //   TWO_COMMITS RELAXED_PUBLISH CALLER_NO_BARRIER TARGET_NO_BARRIER FENCE_ONE_CPU UNLOCKED_FIRST_USE
 
 // ---- Memory: slab_of[cpu], then per slab: current, end, slot[0 .. CAPACITY] ----------------------
+#define THREADS 2
 #define CAPACITY 2
 #define SLABS 4  // 0 is the closed slab, 1 and 2 are made on first use of CPU 0 and 1, 3 is a spare
 #define CLOSED 0
@@ -59,8 +60,45 @@ byte buffer[3 * LOCATIONS];
 #define RELEASE(c) BARRIER(c)
 #endif
 
+// The kernel acts when the thread returns to user space. Where every resumption has the same effect
+// it is applied at the preemption already: a thread that does not run cannot tell, and there are
+// far fewer states.
+#define RESUMPTIONS_ALIKE (ABORT_PREEMPT == ABORT_MIGRATE && (REWRITE || !LEGACY))
+
+// ---- What the properties are stated over (no real counterpart) -----------------------------------
+// place[o] is where object o is: the pool (central list), a slab, or in a thread's hands.
+#define POOL 0
+#define HELD_BY(t) (SLABS + (t))
+byte place[OBJECTS + 1];  // objects are 1 .. OBJECTS
+byte slab_for[2];         // the slab made for a CPU, 0 while none; under that CPU's lock
+byte spare = 3;
+byte owned;               // the slab that the stopper owns with plain loads and stores
+bool busy[THREADS + 1];
+
+#define Move(o, from, to) \
+  assert(o >= 1 && o <= OBJECTS); /* else: no object at all, an empty or foreign slot */ \
+  assert(place[o] == from);       /* else: double allocation */ \
+  place[o] = to
+
+// A slot at or above `current` is dead. Where memory is simple it is poisoned: whoever acts on it is
+// caught at once, and stale contents do not multiply the states. (Uncommitted stores are in dead
+// slots too; they die with the section's abort, when no other section can be under way there.)
+#define POISON (!WEAK && RESUMPTIONS_ALIKE && ABORT_PREEMPT && ABORT_FENCE)
+#if POISON
+#define Poison(s, i) mem[SLOT(s, i)] = JUNK
+#define PoisonDead(index) \
+  if \
+  :: mem[CURRENT(slab_for[index])] <= 1 -> \
+     Poison(slab_for[index], 1); Poison(slab_for[index], 2) \
+  :: mem[CURRENT(slab_for[index])] == 2 -> Poison(slab_for[index], 2) \
+  :: else \
+  fi
+#else
+#define Poison(s, i) skip
+#define PoisonDead(index) skip
+#endif
+
 // ---- Kernel --------------------------------------------------------------------------------------
-#define THREADS 2
 #define OFF 2            // seat[t] = cpu: running there; cpu + OFF: preempted, last ran there
 byte seat[THREADS];
 bit in_section[THREADS]; // rseq_cs is armed and the instruction pointer is inside
@@ -85,32 +123,28 @@ byte word[THREADS];      // the cached pointer that overlays cpu_id_start
 #define Rewrite(t) skip
 #endif
 
-#define Abort(t) \
+// The thread's uncommitted slot stores are dead from here on.
+#define Abort(t, index) \
   if \
-  :: in_section[t] -> in_section[t] = 0; doomed[t] = 1 \
+  :: in_section[t] -> in_section[t] = 0; doomed[t] = 1; PoisonDead(index) \
   :: else \
   fi
 
-inline ReturnToUser(t, abort, rewrite) {
+inline ReturnToUser(t, index, abort, rewrite) {
   if
   :: rewrite -> Rewrite(t)
   :: else
   fi;
   if
-  :: abort -> Abort(t)
+  :: abort -> Abort(t, index)
   :: else
   fi
 }
 
-// The kernel acts when the thread returns to user space. Where every resumption has the same effect
-// it is applied at the preemption already: a thread that does not run cannot tell, and there are
-// far fewer states.
-#define RESUMPTIONS_ALIKE (ABORT_PREEMPT == ABORT_MIGRATE && (REWRITE || !LEGACY))
-
 #if RESUMPTIONS_ALIKE
 inline Preempt(t) {
-  seat[t] = OFF;
-  ReturnToUser(t, ABORT_PREEMPT, 1)
+  ReturnToUser(t, INDEX(t), ABORT_PREEMPT, 1);
+  seat[t] = OFF
 }
 
 inline Resume(t, c) {
@@ -124,8 +158,8 @@ inline Preempt(t) {
 
 inline Resume(t, c) {
   if
-  :: seat[t] == c + OFF -> ReturnToUser(t, ABORT_PREEMPT, REWRITE)
-  :: else -> ReturnToUser(t, ABORT_MIGRATE, 1)
+  :: seat[t] == c + OFF -> ReturnToUser(t, 0, ABORT_PREEMPT, REWRITE)
+  :: else -> ReturnToUser(t, 0, ABORT_MIGRATE, 1)
   fi;
   printf("kernel    T%d resumes on cpu %d, was on %d, aborted=%d\n", t, c, seat[t] - OFF, doomed[t]);
   seat[t] = c
@@ -150,21 +184,6 @@ proctype kernel(byte t) {
 #endif
   od
 }
-
-// ---- What the properties are stated over (no real counterpart) -----------------------------------
-// place[o] is where object o is: the pool (central list), a slab, or in a thread's hands.
-#define POOL 0
-#define HELD_BY(t) (SLABS + (t))
-byte place[OBJECTS + 1];  // objects are 1 .. OBJECTS
-byte slab_for[2];         // the slab made for a CPU, 0 while none; under that CPU's lock
-byte spare = 3;
-byte owned;               // the slab that the stopper owns with plain loads and stores
-bool busy[THREADS + 1];
-
-#define Move(o, from, to) \
-  assert(o >= 1 && o <= OBJECTS); /* else: no object at all, an empty or foreign slot */ \
-  assert(place[o] == from);       /* else: double allocation */ \
-  place[o] = to
 
 #define CheckCommit(t, s) \
   assert(s != owned);              /* else: commit on a slab that the stopper owns */ \
@@ -239,8 +258,15 @@ bit lock[2];
 #define Leave() in_section[me] = 0
 #define GoTo(label) Leave(); goto label
 
-#define Arm() in_section[me] = 1
-#define LoadIndex() index = INDEX(me)
+#define Arm() in_section[me] = 1; printf("T%d cpu %d   arms\n", me, seat[me])
+#define LoadIndex() \
+  index = INDEX(me); \
+  printf("T%d cpu %d   loads its index %d\n", me, seat[me], index)
+#if STALE_INDEX
+#define Begin() busy[me] = 1; LoadIndex()
+#else
+#define Begin() busy[me] = 1; Arm()
+#endif
 
 #define LoadCurrent() \
   current = LOAD(seat[me], CURRENT(slab)); \
@@ -249,11 +275,12 @@ bit lock[2];
 
 #define LoadSlab() \
   slab = LOAD(seat[me], SLAB_OF(index)); \
-  printf("T%d cpu %d   slab_of[%d] is slab %d\n", me, seat[me], index, slab)
+  printf("T%d cpu %d   slab_of[%d] is slab %d\n", me, seat[me], index, slab); \
+  index = 0
 
 #if LEGACY
+// Every section begins with Begin(), its first instruction, in proctype thread.
 inline EnterSection() {
-  STEP(Arm(); printf("T%d cpu %d   arms\n", me, seat[me]));
   STEP(slab = word[me];
        printf("T%d cpu %d   cached word is %d\n", me, seat[me], slab);
        if
@@ -264,7 +291,7 @@ inline EnterSection() {
 
 // Marker first, then the pointer, stored only if the marker is still there.
 inline CacheSlab() {
-  STEP(Arm(); printf("T%d cpu %d   arms the caching section\n", me, seat[me]));
+  STEP(Arm());
   STEP(word[me] = MARKER);
   STEP(LoadIndex());
   STEP(LoadSlab();
@@ -283,11 +310,9 @@ inline CacheSlab() {
 #else
 inline EnterSection() {
 #if STALE_INDEX
-  STEP(LoadIndex(); printf("T%d cpu %d   loads its index %d\n", me, seat[me], index));
-  STEP(Arm(); printf("T%d cpu %d   arms\n", me, seat[me]));
+  STEP(Arm());
 #else
-  STEP(Arm(); printf("T%d cpu %d   arms\n", me, seat[me]));
-  STEP(LoadIndex(); printf("T%d cpu %d   loads its index %d\n", me, seat[me], index));
+  STEP(LoadIndex());
 #endif
   STEP(LoadSlab())
 }
@@ -309,6 +334,7 @@ inline Pop() {
   STEP(CommitCurrent(current - 1);
        printf("T%d cpu %d   has popped object %d\n", me, seat[me], item);
        Move(item, slab, HELD_BY(me));
+       Poison(slab, current - 1);
        Leave(); Forget())
 }
 
@@ -352,6 +378,7 @@ inline PopBatch() {
        printf("T%d cpu %d   has popped objects %d and %d\n", me, seat[me], item, item2);
        Move(item, slab, HELD_BY(me));
        Move(item2, slab, HELD_BY(me));
+       Poison(slab, current - 1); Poison(slab, current - 2);
        Leave(); Forget())
 }
 
@@ -415,10 +442,10 @@ first_use_done:
   :: place[o] == POOL -> place[o] = HELD_BY(me) \
   :: place[o] == HELD_BY(me) -> place[o] = POOL
 #define PUSH_OBJECT(o) \
-  :: atomic { running(me) && place[o] == HELD_BY(me) -> busy[me] = 1; item = o }
+  :: atomic { running(me) && place[o] == HELD_BY(me) -> item = o; Begin() }
 #define PUSH_OBJECTS(o, p) \
   :: atomic { running(me) && place[o] == HELD_BY(me) && place[p] == HELD_BY(me) -> \
-       busy[me] = 1; item = o; item2 = p }
+       item = o; item2 = p; Begin() }
 
 // A miss on an open slab: the central list takes or gives one object.
 inline SlowPath() {
@@ -442,14 +469,14 @@ proctype thread(byte me) {
 next_operation:
   if
 #if BATCH != 2
-  :: Pop()
+  :: atomic { running(me) -> Begin() }; Pop()
   :: if
      OBJECT_EACH(PUSH_OBJECT)
      fi;
      Push()
 #endif
 #if BATCH
-  :: atomic { running(me) -> busy[me] = 1 }; PopBatch()
+  :: atomic { running(me) -> Begin() }; PopBatch()
   :: if
      PUSH_OBJECTS(1, 2)
      PUSH_OBJECTS(2, 1)
@@ -475,8 +502,8 @@ first_use:
 // full barrier on both sides.
 inline Fence(c) {
   if
-  :: seat[0] == c -> ReturnToUser(0, ABORT_FENCE, REWRITE)
-  :: seat[1] == c -> ReturnToUser(1, ABORT_FENCE, REWRITE)
+  :: seat[0] == c -> ReturnToUser(0, INDEX(0), ABORT_FENCE, REWRITE)
+  :: seat[1] == c -> ReturnToUser(1, INDEX(1), ABORT_FENCE, REWRITE)
   :: else
   fi;
 #if !TARGET_NO_BARRIER
@@ -523,6 +550,7 @@ inline Drain(s) {
        item = LOAD(STOPPER_CPU, SLOT(s, i));
        printf("stopper   takes object %d from slot %d\n", item, i);
        Move(item, s, POOL);
+       Poison(s, i);
        item = 0;
        i++ }
   :: atomic { i >= count -> STORE(STOPPER_CPU, CURRENT(s), 1); i = 0; count = 0; break }
@@ -618,10 +646,14 @@ init {
   byte l;
   atomic {
     mem[CURRENT(CLOSED)] = 1; mem[END(CLOSED)] = 1; mem[SLOT(CLOSED, 0)] = MARK;
-    l = 1;
+    l = 0;
     do
     :: l < SLABS ->
-       mem[SLOT(l, 0)] = JUNK; mem[SLOT(l, 1)] = JUNK; mem[SLOT(l, 2)] = JUNK; l++
+       if
+       :: l != CLOSED -> mem[SLOT(l, 0)] = JUNK
+       :: else
+       fi;
+       mem[SLOT(l, 1)] = JUNK; mem[SLOT(l, 2)] = JUNK; l++
     :: else -> break
     od;
 #if WEAK
@@ -633,6 +665,10 @@ init {
 #endif
     l = 0;
     seat[0] = 0; seat[1] = 1;
+#if !FIRST_USE && !UNLOCKED_FIRST_USE
+    InitialiseSlab(0, 1, 1); BARRIER(0); mem[SLAB_OF(0)] = 1; slab_for[0] = 1;
+    InitialiseSlab(0, 2, 1); BARRIER(0); mem[SLAB_OF(1)] = 2; slab_for[1] = 2;
+#endif
 #if CID
     cid[0] = 0; cid[1] = 1;
 #endif
