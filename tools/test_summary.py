@@ -14,7 +14,7 @@ import sys
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
 
-LOG_TAIL_LINES = 30
+LOG_TAIL_LINES = 60
 
 
 @dataclasses.dataclass

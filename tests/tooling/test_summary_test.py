@@ -68,7 +68,8 @@ class TestSummaryTest(unittest.TestCase):
         self.assertEqual((status, lines[-1]), (1, "1 passed, 1 failed, 2 skipped"))
         self.assertIn("  S.Bad: expected 1", lines)
         self.assertIn("  | line 99", lines)
-        self.assertNotIn("  | line 60", lines)
+        self.assertIn("  | line 40", lines)
+        self.assertNotIn("  | line 39", lines)
 
     def test_crash_and_timeout_fail(self):
         self.ran("//a:crash", "FAILED", CRASH)
