@@ -221,6 +221,19 @@ int CurrentIndex() {
   return index < bound ? static_cast<int>(index) : -1;
 }
 
+bool PrepareThread() {
+  switch (mode) {
+    case Mode::kUnset:
+      return false;
+    case Mode::kLocked:
+      return true;
+    case Mode::kCpuId:
+    case Mode::kMmCid:
+      break;
+  }
+  return rseq::EnsureThreadRegistered();
+}
+
 bool EnsureSlab(int index) {
   CpuState& cpu = cpus[index];
   LockHolder creating(creation_lock);

@@ -46,6 +46,10 @@ unsigned Bound();
 // thread has no registered area. A hint, wrong after the next preemption.
 int CurrentIndex();
 
+// Removes what may keep the calling thread from having an index (an area not registered yet). False if
+// it cannot have one: no mode chosen yet, or the kernel refused.
+bool PrepareThread();
+
 // Makes the slab of an index if it has none. False if there is no memory, if the index is stopped at
 // the moment, or if this thread holds a lock that is needed (signal handler).
 bool EnsureSlab(int index);

@@ -10,7 +10,6 @@
 #include "allocator/pages/emergency.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
-#include "rseq/rseq.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -40,7 +39,7 @@ void Count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
 int ReadyIndex() {
   int index = percpu::CurrentIndex();
   if (index < 0) {
-    if (percpu::CurrentMode() == percpu::Mode::kUnset || !rseq::EnsureThreadRegistered()) return -1;
+    if (!percpu::PrepareThread()) return -1;
     index = percpu::CurrentIndex();
     if (index < 0) return -1;
   }

@@ -15,6 +15,7 @@ LIBRARY_COPTS = [
     "-fno-builtin-realloc",
     "-fno-builtin-free",
     "-fno-stack-protector",
+    "-fomit-frame-pointer",  # Bazel's default keeps it: two instructions on every hit path
     "-U_FORTIFY_SOURCE",
 ]
 
