@@ -162,6 +162,17 @@ class PcmTest(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn("blanks", done.stderr)
 
+    def test_script_as_a_command(self):
+        script = self.tree / "pcm"
+        script.write_text(script.read_text().replace(
+            "\nhelp ", "\ngreet | | says hello | tools/greet\nhelp ", 1))
+        greet = self.tree / "tools/greet"
+        greet.write_text('#!/bin/sh\necho "hello $*"\nexit 3\n')
+        greet.chmod(0o755)
+        done = self.pcm("greet", "--help", "you")
+        self.assertEqual((done.returncode, done.stdout), (3, "hello --help you\n"), done.stderr)
+        self.assertEqual(self.logged(), [])
+
     def test_build(self):
         done = self.pcm("build")
         self.assertEqual(done.returncode, 0, done.stderr)
