@@ -41,7 +41,8 @@ class Elf:
     def exports(self):
         """Names that other objects can bind to, without their versions."""
         return {line.split()[-1].split("@")[0]
-                for line in output("nm", "--dynamic", "--defined-only", self.path).splitlines()}
+                for line in output("nm", "--dynamic", "--defined-only", "--extern-only",
+                                   self.path).splitlines()}
 
     def imports(self):
         return {line.split()[-1].split("@")[0]
