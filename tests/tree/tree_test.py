@@ -16,6 +16,8 @@ CXX = {".cc", ".h", ".c", ".S", ".inc", ".def"}
 SOURCES = CXX | {".py", ".sh", ".bzl", ".pml", ".lds", ".BUILD"}
 SOURCE_NAMES = {"BUILD", "WORKSPACE", ".bazelrc", ".clang-format"}
 
+PUBLIC_HEADER = pathlib.Path("allocator/api/include/pcmalloc/pcmalloc.h")
+
 HEADER_LINES = 500
 SOURCE_LINES = 600
 # Instructions; a declaration that names its symbol, `int f() __asm__("g");`, is none.
@@ -105,6 +107,26 @@ class TreeTest(unittest.TestCase):
         offenders += [path for path in self.cxx
                       if path.suffix == ".S" and not MAY_HOLD_ASSEMBLY.search(str(path))]
         self.assert_none(offenders, "raw assembly outside of rseq/arch and percpu/ops_*")
+
+    def test_public_header_is_plain_c_and_cxx(self):
+        for compiler, language in (("gcc", "c11"), ("gcc", "c++11"), ("clang-14", "c11"),
+                                   ("clang-14", "c++20")):
+            with self.subTest(compiler=compiler, language=language):
+                done = subprocess.run(
+                    [compiler, "-x", "c" if language == "c11" else "c++", f"-std={language}",
+                     "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I",
+                     TREE / PUBLIC_HEADER.parents[1], "-"],
+                    input=f"#include <pcmalloc/{PUBLIC_HEADER.name}>\n", text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+                self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_public_header_names_what_is_exported(self):
+        code = "\n".join(without_comments(lines_of(PUBLIC_HEADER)))
+        declared = set(re.findall(r"\b(pcmalloc_\w+)\(", code))
+        self.assertIn("pcmalloc_mode", declared)
+        exported = {line for line in lines_of("tests/artifacts/exports.txt")
+                    if line.startswith("pcmalloc_")}
+        self.assertEqual(sorted(declared), sorted(exported))
 
     def test_clang_format(self):
         formatted = [str(p) for p in self.cxx if p.suffix in (".cc", ".h", ".c")]
