@@ -334,9 +334,9 @@ bool EnsureThreadRegistered() {
 }
 
 void UnregisterThread() {
-  if (Discover().owner != Owner::kOwn) return;
   Area* const area = &pcmalloc_rseq_own_area;
   SignalBlocker blocker;
+  // Only an area that we registered has a CPU in it.
   if (CpuId(area) < 0 || SharesMemoryWithParent()) return;
   __atomic_store_n(&area->rseq_cs, uint64_t{0}, __ATOMIC_RELAXED);
   if (Rseq(area, Discover().registered_length, kUnregister) != 0) return;

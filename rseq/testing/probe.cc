@@ -73,6 +73,8 @@ void LookDiscover() {
   Print("fence_one_cpu", d.fence_one_cpu);
   Print("fence_error", d.fence_error);
   Print("cpu_bound", d.cpu_bound);
+  cpu_set_t mask;
+  Print("kernel_mask_bytes", syscall(SYS_sched_getaffinity, 0, sizeof(mask), &mask));
   printf("reason=%s\n", d.reason);
   Print("own_offset", OwnOffset());
   Print("offset", rseq::pcmalloc_rseq_offset);
