@@ -22,9 +22,10 @@
 extern "C" {
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
-extern __attribute__((
-    visibility("hidden"),
-    tls_model("initial-exec"))) thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area;
+// constinit: no wrapper function that would look for an initialiser.
+[[gnu::visibility("hidden"),
+  gnu::tls_model(
+      "initial-exec")]] extern constinit thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area;
 }
 
 namespace {
