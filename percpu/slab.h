@@ -65,8 +65,8 @@ struct Geometry {
 };
 
 // The table that the sections index, entries -2 and -1 first.
-extern "C" Slab* pcmalloc_slab_of[2 + kMaxCpus];
-extern "C" const Slab pcmalloc_closed_slab;
+extern "C" __attribute__((visibility("hidden"))) Slab* pcmalloc_slab_of[2 + kMaxCpus];
+extern "C" __attribute__((visibility("hidden"))) const Slab pcmalloc_closed_slab;
 
 inline Slab* ClosedSlab() { return const_cast<Slab*>(&pcmalloc_closed_slab); }
 

@@ -318,38 +318,44 @@ Capacity CapacityOf(int index, unsigned size_class) {
           slab->limit[size_class] - slab->begin[size_class]};
 }
 
-Stopped::Stopped(int index) : index_(index) {
+Slab* Stop(int index) {
   CpuState& cpu = cpus[index];
-  if (!cpu.lock.Acquire()) return;
-  if (cpu.slab != nullptr && mode != Mode::kLocked) {
+  if (!cpu.lock.Acquire()) return nullptr;
+  if (cpu.slab == nullptr) {
+    cpu.lock.Release();
+    return nullptr;
+  }
+  if (mode != Mode::kLocked) {
     Publish(index, ClosedSlab());
     if (!Fence(index)) {
       // Sections may still be at work on the slab: nothing may be assumed, so nothing is touched.
       Publish(index, cpu.slab);
       cpu.lock.Release();
-      return;
+      return nullptr;
     }
   }
-  if (cpu.slab == nullptr) {
-    cpu.lock.Release();
-    return;
-  }
-  slab_ = publish_ = cpu.slab;
+  return cpu.slab;
 }
 
-void Stopped::Exchange(Slab* replacement) { publish_ = replacement; }
-
-Stopped::~Stopped() {
-  if (slab_ == nullptr) return;
-  CpuState& cpu = cpus[index_];
-  cpu.slab = publish_;
-  if (mode != Mode::kLocked) Publish(index_, publish_);
+bool Start(int index, Slab* slab) {
+  CpuState& cpu = cpus[index];
+  if (!cpu.lock.HeldBySelf()) return false;
+  cpu.slab = slab;
+  if (mode != Mode::kLocked) Publish(index, slab);
   cpu.lock.Release();
+  return true;
+}
+
+bool Restart(int index) {
+  return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab);
 }
 
 size_t Drain(int index, Receiver receiver) {
-  Stopped stopped(index);
-  return stopped.slab() == nullptr ? 0 : DrainOwned(stopped.slab(), receiver);
+  Slab* slab = Stop(index);
+  if (slab == nullptr) return 0;
+  const size_t drained = DrainOwned(slab, receiver);
+  Start(index, slab);
+  return drained;
 }
 
 bool Resize(int index, const Geometry& geometry, Receiver receiver) {
@@ -357,28 +363,24 @@ bool Resize(int index, const Geometry& geometry, Receiver receiver) {
   if (!creating) return false;
   Slab* fresh = MakeSlab(geometry);
   if (fresh == nullptr) return false;
-  Slab* old;
-  {
-    Stopped stopped(index);
-    old = stopped.slab();
-    if (old == nullptr) {
-      KeepSlab(fresh);
-      return false;
-    }
-    void* items[64];
-    for (unsigned c = 1; c < kSlabClasses; ++c) {
-      const Header header = old->headers[c];
-      if (header.end == 0) continue;
-      fresh->headers[c] = WithCapacity(fresh, c, fresh->headers[c], header.end - old->begin[c]);
-      // Popped newest first, pushed in that order: the stack comes out upside down, which costs a
-      // little warmth in the cache, once.
-      while (uint32_t n = OwnedPop(old, c, items, 64)) {
-        const uint32_t put = OwnedPush(fresh, c, items, n);
-        if (put < n) receiver(c, items + put, n - put);
-      }
-    }
-    stopped.Exchange(fresh);
+  Slab* old = Stop(index);
+  if (old == nullptr) {
+    KeepSlab(fresh);
+    return false;
   }
+  void* items[64];
+  for (unsigned c = 1; c < kSlabClasses; ++c) {
+    const Header header = old->headers[c];
+    if (header.end == 0) continue;
+    fresh->headers[c] = WithCapacity(fresh, c, fresh->headers[c], header.end - old->begin[c]);
+    // Popped newest first, pushed in that order: the stack comes out upside down, which costs a
+    // little warmth in the cache, once.
+    while (uint32_t n = OwnedPop(old, c, items, 64)) {
+      const uint32_t put = OwnedPush(fresh, c, items, n);
+      if (put < n) receiver(c, items + put, n - put);
+    }
+  }
+  Start(index, fresh);
   KeepSlab(old);
   return true;
 }

@@ -80,25 +80,16 @@ Capacity CapacityOf(int index, unsigned size_class);
 // can be popped.
 int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity);
 
-// Takes a slab away from all sections for the lifetime of the object. `slab()` is null if the index has
-// no slab, if the fence was refused, or if this thread holds the lock already.
-class Stopped {
- public:
-  explicit Stopped(int index);
-  ~Stopped();
-  Stopped(const Stopped&) = delete;
-  Stopped& operator=(const Stopped&) = delete;
+// Takes the slab of an index away from all sections and returns it: the caller owns it until Start. Null
+// if the index has no slab, if the fence was refused, or if this thread holds the index already.
+Slab* Stop(int index);
 
-  Slab* slab() const { return slab_; }
-  // What Start will publish instead; the old slab is kept for another use. Contents are the caller's
-  // business.
-  void Exchange(Slab* replacement);
+// Gives the index back with `slab`, the same or another one, as its slab. False, with no effect, if the
+// calling thread has not stopped the index.
+bool Start(int index, Slab* slab);
 
- private:
-  const int index_;
-  Slab* slab_ = nullptr;
-  Slab* publish_ = nullptr;
-};
+// Start with the slab that Stop returned.
+bool Restart(int index);
 
 // Receives items taken out of a slab.
 using Receiver = void (*)(unsigned size_class, void* const* items, uint32_t n);

@@ -20,6 +20,8 @@
 #endif
 
 extern "C" {
+constinit uint64_t pcmalloc_rseq_aborts = 0;
+
 // glibc's since 2.35; null elsewhere. Not from <sys/rseq.h>, which musl lacks.
 extern const unsigned int __rseq_size __attribute__((weak));
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
@@ -39,6 +41,12 @@ __attribute__((visibility("hidden"), tls_model("initial-exec"))) alignas(
 }
 
 namespace pcmalloc::rseq {
+
+#if !defined(__x86_64__)
+// Without the loader's help (arch/x86_64.S) it is wrong until Discover() stores it.
+constinit ptrdiff_t pcmalloc_rseq_offset = 0;
+#endif
+
 namespace {
 
 constexpr unsigned long kAuxFeatureSize = 27;  // AT_RSEQ_FEATURE_SIZE

@@ -93,6 +93,10 @@ int CurrentCpu();
 // The same for all CPUs. Needed wherever the index is mm_cid, which is not tied to a CPU.
 [[nodiscard]] bool FenceAll();
 
+// Sections of this process that the kernel has aborted so far; counted by the abort stubs.
+extern "C" __attribute__((visibility("hidden"))) uint64_t pcmalloc_rseq_aborts;
+inline uint64_t Aborts() { return __atomic_load_n(&pcmalloc_rseq_aborts, __ATOMIC_RELAXED); }
+
 }  // namespace pcmalloc::rseq
 
 #endif  // PCMALLOC_RSEQ_RSEQ_H_

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -91,7 +92,8 @@ class Answers {
 Answers Probe(const Setting& setting, const std::string& looks) {
   int ends[2];
   if (pipe(ends) != 0) ADD_FAILURE() << "pipe";
-  const std::string binary = absl::StrCat("rseq/testing/", setting.binary);
+  const bool absolute = absl::StartsWith(setting.binary, "/");
+  const std::string binary = absl::StrCat(absolute ? "" : "rseq/testing/", setting.binary);
   const pid_t child = fork();
   if (child == 0) {
     dup2(ends[1], STDOUT_FILENO);
@@ -211,6 +213,31 @@ TEST(Registration, OfTheCLibraryIsNeverUndone) {
   EXPECT_EQ(answers["unregister_before"], 1);
   EXPECT_GE(answers["unregister_cpu_id"], 0);
   EXPECT_EQ(answers["unregister_usable"], 1);
+}
+
+// The objects that everybody gets, linked by musl's compiler driver with musl's libc.a.
+TEST(Registration, WorksInAStaticProgramOnMusl) {
+  if (access("/usr/bin/musl-gcc", X_OK) != 0) {
+    GTEST_SKIP() << "musl-gcc is missing: apt-get install musl-tools";
+  }
+  const std::string binary = absl::StrCat(::testing::TempDir(), "/probe_musl");
+  const std::string command = absl::StrCat(
+      "echo 'int ProbeMain(int, char**); int main(int c, char** v) { return ProbeMain(c, v); }' |"
+      " musl-gcc -static -x c - -x none rseq/testing/libprobe_all.a -o ",
+      binary);
+  ASSERT_EQ(system(command.c_str()), 0) << command;
+  const Answers answers = Probe({.binary = binary}, "discover,threads,fork,unregister,detached");
+  EXPECT_EQ(answers["libc_size"], 0);
+  EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
+  EXPECT_THAT(answers.reason(), HasSubstr("the C library does not register rseq (musl"));
+  EXPECT_EQ(answers["offset"], answers["own_offset"]);
+  EXPECT_EQ(answers["threads_before_uninitialized"], 1000);
+  EXPECT_EQ(answers["threads_usable"], 1000);
+  EXPECT_EQ(answers["forked_thread_usable"], 1);
+  EXPECT_EQ(answers["unregister_cpu_id"], -2);
+  EXPECT_EQ(answers["detached_usable"], 20000);
+  ExpectFence(answers);
+  ExpectErrnoKept(answers);
 }
 
 TEST(Discovery, GivesRacingThreadsOneAnswer) {

@@ -70,10 +70,11 @@ void PinTo(int cpu) {
   ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
 }
 
-// How long a section on `spin_cpu` lives after `disturb` was called on `own_cpu`: the median of
-// some rounds, each ended after `patience` at the latest.
+// How long sections on `spin_cpu` live after `disturb` was called on `own_cpu`, in ascending order;
+// each round ends after `patience` at the latest.
 template <typename Disturb>
-absl::Duration MedianLife(int own_cpu, int spin_cpu, absl::Duration patience, Disturb disturb) {
+std::vector<absl::Duration> Lives(int own_cpu, int spin_cpu, absl::Duration patience,
+                                  Disturb disturb) {
   std::vector<absl::Duration> lives;
   std::thread([&] {
     PinTo(own_cpu);
@@ -98,7 +99,7 @@ absl::Duration MedianLife(int own_cpu, int spin_cpu, absl::Duration patience, Di
     }
   }).join();
   std::sort(lives.begin(), lives.end());
-  return lives[lives.size() / 2];
+  return lives;
 }
 
 class FenceTest : public ::testing::Test {
@@ -112,39 +113,49 @@ class FenceTest : public ::testing::Test {
     spin_cpu_ = cpus[1];
   }
 
-  // Well below a scheduler tick (1 to 10 ms), which would abort a section too.
+  // Preemption aborts sections too, on a busy machine within half a millisecond. So a fence counts
+  // as one that aborts if most sections end sooner than that, and as one that does not if some live
+  // on: a fence that strikes strikes every time.
   static constexpr absl::Duration kSoon = absl::Microseconds(400);
+
+  template <typename Disturb>
+  void ExpectAborts(Disturb disturb) {
+    const auto lives = Lives(own_cpu_, spin_cpu_, absl::Seconds(2), disturb);
+    printf("fence to abort: median %s\n", absl::FormatDuration(lives[lives.size() / 2]).c_str());
+    EXPECT_LT(lives[lives.size() / 2], kSoon);
+  }
+
+  template <typename Disturb>
+  void ExpectLeavesAlone(Disturb disturb) {
+    const auto lives = Lives(own_cpu_, spin_cpu_, kSoon, disturb);
+    EXPECT_GE(lives[lives.size() * 3 / 4], kSoon);
+  }
+
   int own_cpu_ = -1;
   int spin_cpu_ = -1;
 };
 
 TEST_F(FenceTest, WithoutOneASectionLivesOn) {
-  EXPECT_GE(MedianLife(own_cpu_, spin_cpu_, 2 * kSoon, [] {}), 2 * kSoon);
+  ExpectLeavesAlone([] {});
 }
 
 TEST_F(FenceTest, OfItsCpuAbortsASection) {
-  const absl::Duration life = MedianLife(own_cpu_, spin_cpu_, absl::Seconds(2),
-                                         [this] { EXPECT_TRUE(FenceCpu(spin_cpu_)); });
-  printf("FenceCpu to abort: median %s\n", absl::FormatDuration(life).c_str());
-  EXPECT_LT(life, kSoon);
+  ExpectAborts([this] { EXPECT_TRUE(FenceCpu(spin_cpu_)); });
 }
 
 TEST_F(FenceTest, OfAllCpusAbortsASection) {
-  const absl::Duration life =
-      MedianLife(own_cpu_, spin_cpu_, absl::Seconds(2), [] { EXPECT_TRUE(FenceAll()); });
-  printf("FenceAll to abort: median %s\n", absl::FormatDuration(life).c_str());
-  EXPECT_LT(life, kSoon);
+  ExpectAborts([] { EXPECT_TRUE(FenceAll()); });
 }
 
 TEST_F(FenceTest, OfAnotherCpuLeavesASectionAlone) {
-  EXPECT_GE(MedianLife(own_cpu_, spin_cpu_, 2 * kSoon, [this] { EXPECT_TRUE(FenceCpu(own_cpu_)); }),
-            2 * kSoon);
+  if (!Discover().fence_one_cpu) GTEST_SKIP() << "this kernel fences all CPUs or none";
+  ExpectLeavesAlone([this] { EXPECT_TRUE(FenceCpu(own_cpu_)); });
 }
 
 TEST_F(FenceTest, OfAnAbsentCpuIsHarmless) {
+  if (!Discover().fence_one_cpu) GTEST_SKIP() << "this kernel fences all CPUs or none";
   const int absent = static_cast<int>(Discover().cpu_bound) + 7;
-  EXPECT_GE(MedianLife(own_cpu_, spin_cpu_, 2 * kSoon, [absent] { EXPECT_TRUE(FenceCpu(absent)); }),
-            2 * kSoon);
+  ExpectLeavesAlone([absent] { EXPECT_TRUE(FenceCpu(absent)); });
 }
 
 TEST(Section, IndexIsTheCpuItRunsOn) {

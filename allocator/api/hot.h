@@ -27,7 +27,7 @@
 namespace pcmalloc {
 
 // One past the highest class that the inline path serves: 0, or kFineClasses + 1.
-extern "C" size_t pcmalloc_small_gate;
+extern "C" __attribute__((visibility("hidden"))) size_t pcmalloc_small_gate;
 
 // Everything the hit path does not do: sizes above 1 KiB, 0 bytes, other modes, misses, first call.
 // Null on failure, errno = ENOMEM.

@@ -91,9 +91,14 @@ __attribute__((constructor(101))) void StartAtTheLatest() {
   init_state.store(InitState::kReady, std::memory_order_release);
 }
 
-__attribute__((destructor(101))) void Finish() { observe::ReportAtExit(); }
+__attribute__((destructor(101))) void Finish() { observe::ReportAtExit(WhoAmI()); }
 
 }  // namespace
+
+observe::Identity WhoAmI() {
+  return {ModeName(), ModeReason(), operation_counts.fast.load(std::memory_order_relaxed),
+          operation_counts.slow.load(std::memory_order_relaxed)};
+}
 
 void InitializeSlow() {
   // Before the C library has set up the environment nothing can be configured; the constructor comes.

@@ -13,6 +13,7 @@
 #include <atomic>
 
 #include "absl/base/optimization.h"
+#include "allocator/observe/stats.h"
 
 namespace pcmalloc {
 
@@ -30,6 +31,7 @@ inline void Initialize() {
 // The mode's name and why it was chosen; "starting" before the choice.
 const char* ModeName();
 const char* ModeReason();
+observe::Identity WhoAmI();
 
 }  // namespace pcmalloc
 

@@ -3,18 +3,15 @@
 // The C++ operators: 8 forms of new, 12 of delete. Nothing here needs libstdc++ unless an allocation
 // fails: what a failure calls are weak references, which a C++ program brings along.
 #include <stddef.h>
+#include <stdint.h>
+
+#include <new>
 
 #include "absl/base/optimization.h"
 #include "allocator/api/blocks.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/failure.h"
 #include "allocator/api/hot.h"
-
-// <new> would declare the operators with attributes that this file must not depend on.
-namespace std {
-struct nothrow_t;
-enum class align_val_t : size_t {};
-}  // namespace std
 
 namespace pcmalloc {
 namespace {

@@ -74,11 +74,14 @@ bool ParseValue(const Key& key, Piece piece, uint64_t* value) {
       return ParseNumber(piece, kByteSuffixes, value);
     case Unit::kDuration:
       return ParseNumber(piece, kDurationSuffixes, value);
+    case Unit::kPath:
+      *value = piece.size;
+      return true;
   }
   return false;
 }
 
-void SetField(const Key& key, void* fields, uint64_t value) {
+void SetField(const Key& key, void* fields, uint64_t value, Piece piece) {
   char* const field = static_cast<char*>(fields) + key.offset;
   switch (key.unit) {
     case Unit::kBool: {
@@ -95,6 +98,10 @@ void SetField(const Key& key, void* fields, uint64_t value) {
     case Unit::kBytes:
     case Unit::kDuration:
       memcpy(field, &value, sizeof(value));
+      break;
+    case Unit::kPath:
+      memcpy(field, piece.begin, piece.size);
+      field[piece.size] = '\0';
       break;
   }
 }
@@ -176,7 +183,7 @@ bool ParseItem(KeyTable table, void* fields, Piece item, TextBuffer& line) {
     uint64_t number;
     if (colon != nullptr && ParseValue(key, value, &number) && number >= key.lowest &&
         number <= key.highest) {
-      SetField(key, fields, number);
+      SetField(key, fields, number, value);
       return true;
     }
     line.Str("key \"").Str(key.name);
@@ -244,6 +251,9 @@ void AppendValue(const Key& key, uint64_t value, TextBuffer& out) {
         out.Dec(value).Str("ms");
       }
       break;
+    case Unit::kPath:
+      out.Str(value == 0 ? "(none)" : "(set)");
+      break;
   }
 }
 
@@ -267,6 +277,9 @@ void AppendAccepted(const Key& key, TextBuffer& out) {
     case Unit::kDuration:
       out.Str("a time in ms or s from ");
       break;
+    case Unit::kPath:
+      out.Str("a path of at most ").Dec(key.highest).Str(" characters");
+      return;
   }
   AppendValue(key, key.lowest, out);
   out.Str(" to ");
@@ -281,6 +294,7 @@ uint64_t FieldValue(const Key& key, const void* fields) {
     memcpy(&byte, field, sizeof(byte));
     return byte;
   }
+  if (key.unit == Unit::kPath) return *field != '\0';
   memcpy(&value, field, sizeof(value));
   return value;
 }

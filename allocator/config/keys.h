@@ -20,12 +20,20 @@
 
 namespace pcmalloc {
 
-enum class Unit : uint8_t { kBool, kChoice, kCount, kBytes, kDuration };
+enum class Unit : uint8_t { kBool, kChoice, kCount, kBytes, kDuration, kPath };
+
+// The field of a kPath key: a file name without ',' in it, empty by default.
+struct Path {
+  static constexpr size_t kMost = 255;
+  char text[kMost + 1] = {};
+
+  constexpr explicit operator uint64_t() const { return text[0] != '\0'; }
+};
 
 struct Key {
   const char* name;
   Unit unit;
-  size_t offset;           // of the field in its struct: bool, uint8_t or uint64_t by unit
+  size_t offset;           // of the field in its struct: bool, uint8_t, uint64_t or Path by unit
   uint64_t default_value;  // the unit's base: bytes, milliseconds, number of the choice
   uint64_t lowest;
   uint64_t highest;
@@ -54,7 +62,7 @@ void AppendAccepted(const Key& key, TextBuffer& out);
 // A value as one would write it: "legacy", "true", "64M", "5s".
 void AppendValue(const Key& key, uint64_t value, TextBuffer& out);
 
-// The field's value now, for AppendValue().
+// The field's value now, for AppendValue(); of a kPath key 1 if it is set.
 uint64_t FieldValue(const Key& key, const void* fields);
 
 // One paragraph a key: name, accepted values, default, help. For people.

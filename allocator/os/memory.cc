@@ -99,8 +99,7 @@ size_t AddressSpaceLimit() {
     uint64_t soft;
     uint64_t hard;
   } limit;
-  constexpr int kAddressSpace =
-      9;  // RLIMIT_AS; <sys/resource.h> has it as an enum of the C library
+  constexpr int kAddressSpace = 9;  // the kernel's RLIMIT_AS on x86 and arm64
   if (RawSyscall(SYS_prlimit64, 0, kAddressSpace, nullptr, &limit) < 0) return SIZE_MAX;
   return limit.soft;  // the kernel's "unlimited" is all ones, which is SIZE_MAX
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the address space that pages come from, its maps, and the step-by-step commitment of
-// both.
+// Purpose: the address space that pages come from, its maps, and how both are committed bit by bit.
 //
 //      base                                          first_page             used_pages        size
 //      | class map      | span map                  | pages                | reserved only    |
@@ -13,8 +12,7 @@
 // Invariants: arena 0 is the primary one and stays for ever; further arenas come when the present
 //   ones cannot serve a request and go when empty. Everything that changes an arena needs the page
 //   heap's lock; Find does not. used_pages grows only after the maps cover the new pages.
-// Cost: Find: a compare for each arena; Grow: up to three system calls; Create: one for each
-// halving.
+// Cost: Find: a compare for each arena; Grow: up to three system calls; Create: one a halving.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_ARENA_H_
 #define PCMALLOC_ALLOCATOR_PAGES_ARENA_H_
 

@@ -50,6 +50,7 @@ struct Heap {
   uint64_t releases = 0;
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
+  uint64_t idle_limit = ReleasePolicy::kIdleBytes;
 };
 constinit Heap heap;
 
@@ -226,11 +227,11 @@ void ApplyPolicy() {
   const uint64_t idle = Bytes(heap.warm.pages());
   if (idle < heap.next_pass_bytes) return;
   const uint64_t used = Bytes(heap.small_pages + heap.large_pages);
-  const uint64_t target = ReleasePolicy::BytesToReturn(idle, used);
+  const uint64_t target = ReleasePolicy::BytesToReturn(idle, used, heap.idle_limit);
   if (target == 0) return;
   const uint64_t returned = ReturnLongest(target, ReleasePolicy::kShortestRange);
   const uint64_t left = idle - returned;
-  heap.next_pass_bytes = returned >= target ? 0 : left + ReleasePolicy::Bound(used) / 4;
+  heap.next_pass_bytes = returned >= target ? 0 : left + ReleasePolicy::Bound(used, heap.idle_limit) / 4;
 }
 
 // Unmaps a further arena that holds nothing but free spans.
@@ -398,6 +399,11 @@ void PageHeap::OpenFastFree() {
   LockHolder held(heap.lock);
   PCMALLOC_CHECK(held);
   Arenas::OpenFastFree();
+}
+
+void PageHeap::SetIdleLimit(size_t bytes) {
+  LockHolder held(heap.lock);
+  if (held) heap.idle_limit = bytes;
 }
 
 PageStats PageHeap::Stats() {

@@ -30,7 +30,7 @@ struct PrimaryArena {
   // whose frees that path cannot serve.
   size_t fast_pages;
 };
-extern "C" PrimaryArena pcmalloc_primary_arena;
+extern "C" __attribute__((visibility("hidden"))) PrimaryArena pcmalloc_primary_arena;
 
 // The size class of the page that holds `p`, or 0 (large, free, foreign, null). Any address is
 // allowed. Signal-safe.

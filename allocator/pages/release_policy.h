@@ -19,14 +19,15 @@ struct ReleasePolicy {
   // Shorter ranges are not worth a system call of their own unless somebody asks for it.
   static constexpr size_t kShortestRange = size_t{128} << 10;
 
-  static constexpr uint64_t Bound(uint64_t used) {
-    return used / kIdleDivisor > kIdleBytes ? used / kIdleDivisor : kIdleBytes;
+  // `limit` is kIdleBytes, or what the program asked for (mallopt).
+  static constexpr uint64_t Bound(uint64_t used, uint64_t limit) {
+    return used / kIdleDivisor > limit ? used / kIdleDivisor : limit;
   }
 
   // How many of the `idle` bytes should go. Half of the bound stays, so that the next pass is as
   // much freed memory away.
-  static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t used) {
-    const uint64_t bound = Bound(used);
+  static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t used, uint64_t limit) {
+    const uint64_t bound = Bound(used, limit);
     return idle <= bound ? 0 : idle - bound / 2;
   }
 };

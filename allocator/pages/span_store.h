@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: where Span objects come from: chunks of metadata with mappings of their own.
-// Invariants: the caller holds the page heap's lock; objects are recycled, chunks never unmapped,
-// so
+// Invariants: the caller holds the page heap's lock; objects are recycled, chunks never unmapped:
 //   a stale pointer to a Span may be read; a recycled Span covers no address.
 // Cost: Take and Give are a list operation; Reserve maps a chunk when too few are left.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_SPAN_STORE_H_

@@ -6,9 +6,12 @@
 // value that an indirect function returns, and that function returns the thread-pointer offset of
 // this library's own area. A plain .quad own@tpoff would say the same, but GNU ld (2.40) knows that
 // relocation of data in executables only, not in shared objects.
-// musl's start-up code skips R_X86_64_IRELATIVE: there the word is 0 until Discover() stores it.
+// musl's start-up code skips R_X86_64_IRELATIVE in static programs: there the word is 0 until
+// Discover() stores it. musl's dynamic loader refuses the relocation: objects for it are built with
+// PCMALLOC_NO_IFUNC, to the same effect. gold and lld put the address of a stub there instead.
 #if defined(__x86_64__)
 
+#if !defined(PCMALLOC_NO_IFUNC)
         .text
         .type   own_area_offset, @gnu_indirect_function
 own_area_offset:
@@ -18,6 +21,7 @@ own_area_offset:
         ret
         .cfi_endproc
         .size   own_area_offset, . - own_area_offset
+#endif
 
         .section .data.pcmalloc_rseq_offset, "aw", @progbits
         .balign 8
@@ -26,7 +30,11 @@ own_area_offset:
         .type   pcmalloc_rseq_offset, @object
         .size   pcmalloc_rseq_offset, 8
 pcmalloc_rseq_offset:
+#if defined(PCMALLOC_NO_IFUNC)
+        .quad   0
+#else
         .quad   own_area_offset
+#endif
 
 #endif  // __x86_64__
 

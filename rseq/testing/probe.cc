@@ -74,6 +74,7 @@ void LookDiscover() {
   Print("fence_error", d.fence_error);
   Print("cpu_bound", d.cpu_bound);
   printf("reason=%s\n", d.reason);
+  Print("own_offset", OwnOffset());
   Print("offset", rseq::pcmalloc_rseq_offset);
   Print("libc_offset", &__rseq_offset != nullptr ? __rseq_offset : 0);
   Print("libc_size", &__rseq_size != nullptr ? __rseq_size : 0);
@@ -209,6 +210,35 @@ void LookUnregister() {
   pthread_join(thread, nullptr);
 }
 
+std::atomic<long> detached_usable{0}, detached_ended{0};
+
+void* DetachedThread(void* unregister) {
+  detached_usable += rseq::EnsureThreadRegistered();
+  if (unregister != nullptr) rseq::UnregisterThread();
+  ++detached_ended;
+  return nullptr;
+}
+
+// Threads whose storage the C library may unmap before they have left the processor.
+void RunDetached(bool unregister) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  constexpr long kThreads = 20000;
+  for (long i = 0; i < kThreads; ++i) {
+    while (i - detached_ended > 100) sched_yield();
+    pthread_t thread;
+    if (pthread_create(&thread, &attributes, DetachedThread, unregister ? &attributes : nullptr)) {
+      abort();
+    }
+  }
+  while (detached_ended < kThreads) sched_yield();
+  Print("detached_usable", detached_usable);
+}
+
+void LookDetached() { RunDetached(true); }
+void LookDetachedRegistered() { RunDetached(false); }
+
 // Somebody else's area, registered before the library looks.
 void LookForeign() {
   alignas(64) static rseq::Area foreign = {0, rseq::kUninitialized, 0, 0, 0, 0, 0, {}};
@@ -245,9 +275,16 @@ constexpr struct {
   const char* name;
   void (*look)();
 } kLooks[] = {
-    {"initial", LookInitial},       {"foreign", LookForeign}, {"race", LookRace},
-    {"discover", LookDiscover},     {"threads", LookThreads}, {"fork", LookFork},
-    {"unregister", LookUnregister}, {"vfork", LookVfork},
+    {"initial", LookInitial},
+    {"foreign", LookForeign},
+    {"race", LookRace},
+    {"discover", LookDiscover},
+    {"threads", LookThreads},
+    {"fork", LookFork},
+    {"unregister", LookUnregister},
+    {"vfork", LookVfork},
+    {"detached", LookDetached},
+    {"detached_registered", LookDetachedRegistered},
 };
 
 }  // namespace
