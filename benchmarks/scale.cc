@@ -11,7 +11,6 @@ namespace {
 
 struct Work {
   uint64_t operations;  // of one thread
-  uint32_t live;        // blocks of one thread
 };
 
 void EmitRow(const char* row, const Arguments& arguments, const Cost& cost, uint64_t operations) {
@@ -30,8 +29,8 @@ void PairBody(void* context, int) {
 
 void Pair(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 16000000) / threads, 0};
-  const Cost cost = RunThreads(threads, PairBody, &work);
+  Work work{Operations(arguments, 16000000) / threads};
+  const Cost cost = RunThreads(threads, {nullptr, PairBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
 
@@ -48,28 +47,48 @@ void BatchBody(void* context, int) {
 void Batch(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
   const uint64_t batches = Operations(arguments, 6400) / threads;
-  Work work{(batches == 0 ? 1 : batches) * 1000, 0};
-  const Cost cost = RunThreads(threads, BatchBody, &work);
+  Work work{(batches == 0 ? 1 : batches) * 1000};
+  const Cost cost = RunThreads(threads, {nullptr, BatchBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
 
+struct ChurnWork {
+  uint64_t operations;
+  uint32_t live;
+  Table<void*>* blocks;  // `live` slots for each thread
+};
+
+void ChurnPrepare(void* context, int index) {
+  const ChurnWork* work = static_cast<ChurnWork*>(context);
+  void** mine = work->blocks->data() + static_cast<size_t>(index) * work->live;
+  Random random(static_cast<uint64_t>(index) + 100);
+  for (uint32_t i = 0; i < work->live; ++i) mine[i] = MustAllocate(MixedSize(random, 2048));
+}
+
 void ChurnBody(void* context, int index) {
-  const Work* work = static_cast<Work*>(context);
-  Table<void*> blocks(work->live);
+  const ChurnWork* work = static_cast<ChurnWork*>(context);
+  void** mine = work->blocks->data() + static_cast<size_t>(index) * work->live;
   Random random(static_cast<uint64_t>(index) + 1);
   for (uint64_t i = 0; i < work->operations; ++i) {
-    void*& slot = blocks[random.Below(work->live)];
+    void*& slot = mine[random.Below(work->live)];
     free(slot);
     slot = malloc(MixedSize(random, 2048));
     *static_cast<char*>(slot) = 1;
   }
-  for (uint32_t i = 0; i < work->live; ++i) free(blocks[i]);
+}
+
+void ChurnFinish(void* context, int index) {
+  const ChurnWork* work = static_cast<ChurnWork*>(context);
+  void** mine = work->blocks->data() + static_cast<size_t>(index) * work->live;
+  for (uint32_t i = 0; i < work->live; ++i) free(mine[i]);
 }
 
 void Churn(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 3200000) / threads, 100000u / static_cast<uint32_t>(threads)};
-  const Cost cost = RunThreads(threads, ChurnBody, &work);
+  const uint32_t live = 100000u / static_cast<uint32_t>(threads);
+  Table<void*> blocks(static_cast<size_t>(live) * threads);
+  ChurnWork work{Operations(arguments, 6400000) / threads, live, &blocks};
+  const Cost cost = RunThreads(threads, {ChurnPrepare, ChurnBody, ChurnFinish}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
 
@@ -138,8 +157,8 @@ void LarsonBody(void* context, int index) {
 
 void Larson(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 3200000) / threads, 0};
-  const Cost cost = RunThreads(threads, LarsonBody, &work);
+  Work work{Operations(arguments, 3200000) / threads};
+  const Cost cost = RunThreads(threads, {nullptr, LarsonBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations / kGenerations * kGenerations * threads);
 }
 

@@ -11,7 +11,7 @@ namespace pcmalloc::bench {
 namespace {
 
 struct Crew {
-  ThreadBody body;
+  Phases phases;
   void* context;
   pthread_barrier_t barrier;
 };
@@ -25,10 +25,12 @@ struct Member {
 void* Run(void* argument) {
   Member* member = static_cast<Member*>(argument);
   Crew* crew = member->crew;
-  pthread_barrier_wait(&crew->barrier);  // everyone exists
+  if (crew->phases.prepare != nullptr) crew->phases.prepare(crew->context, member->index);
+  pthread_barrier_wait(&crew->barrier);  // everyone is ready
   pthread_barrier_wait(&crew->barrier);  // counters run
-  crew->body(crew->context, member->index);
+  crew->phases.body(crew->context, member->index);
   pthread_barrier_wait(&crew->barrier);  // all work done
+  if (crew->phases.finish != nullptr) crew->phases.finish(crew->context, member->index);
   return nullptr;
 }
 
@@ -42,8 +44,8 @@ void MustCreate(pthread_t* thread, void* (*function)(void*), void* argument) {
   }
 }
 
-Cost RunThreads(int threads, ThreadBody body, void* context) {
-  Crew crew{body, context, {}};
+Cost RunThreads(int threads, const Phases& phases, void* context) {
+  Crew crew{phases, context, {}};
   Member members[kMaxThreads];
   Counters counters(Scope::kProcess);  // before the threads, which inherit the counters
   pthread_barrier_init(&crew.barrier, nullptr, static_cast<unsigned>(threads) + 1);

@@ -20,8 +20,16 @@ inline constexpr int kMaxThreads = 64;
 
 using ThreadBody = void (*)(void* context, int index);
 
-// body(context, 0 .. threads-1), all at once.
-Cost RunThreads(int threads, ThreadBody body, void* context);
+// What each thread does: `body` is measured; `prepare` before it and `finish` after it may be null.
+// No thread finishes before all have done the body, so that all blocks live at the same time.
+struct Phases {
+  ThreadBody prepare;
+  ThreadBody body;
+  ThreadBody finish;
+};
+
+// Each phase as phase(context, 0 .. threads-1), all threads at once.
+Cost RunThreads(int threads, const Phases& phases, void* context);
 
 void MustCreate(pthread_t* thread, void* (*function)(void*), void* argument);
 

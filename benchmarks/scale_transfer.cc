@@ -135,11 +135,11 @@ void SharingBody(void* context, int index) {
 
 void Sharing(const char* row, const Arguments& arguments, bool passive) {
   const int threads = ThreadsOf(row);
-  SharingWork work{Operations(arguments, 800000) / threads, passive, {}};
+  SharingWork work{Operations(arguments, 8000000) / threads, passive, {}};
   // Passive: blocks that the main thread got from one line are given out; what their frees bring
   // back to each thread's cache is what the thread then writes to.
   for (int i = 0; passive && i < threads; ++i) work.given[i] = MustAllocate(8);
-  const Cost cost = RunThreads(threads, SharingBody, &work);
+  const Cost cost = RunThreads(threads, {nullptr, SharingBody, nullptr}, &work);
   EmitCost(row, cost, static_cast<double>(work.rounds * threads));
 }
 
@@ -151,7 +151,8 @@ void Transfer(const char* row, const Arguments& arguments) {
     abort();
   const int ring_count = work.producers > work.consumers ? work.producers : work.consumers;
   work.per_ring = Operations(arguments, 1600000) / static_cast<uint64_t>(ring_count);
-  const Cost cost = RunThreads(work.producers + work.consumers, TransferBody, &work);
+  const Cost cost =
+      RunThreads(work.producers + work.consumers, {nullptr, TransferBody, nullptr}, &work);
   EmitCost(row, cost, static_cast<double>(work.per_ring * static_cast<uint64_t>(ring_count)));
   EmitMemory(row, arguments);
 }
@@ -160,7 +161,7 @@ void RemoteFree(const char* row, const Arguments& arguments) {
   RemoteWork work{};
   work.threads = ThreadsOf(row);
   work.batches = Operations(arguments, 32000) / static_cast<uint64_t>(work.threads);
-  const Cost cost = RunThreads(work.threads, RemoteBody, &work);
+  const Cost cost = RunThreads(work.threads, {nullptr, RemoteBody, nullptr}, &work);
   for (Mailbox& mailbox : mailboxes) FreeMail(mailbox.mail.exchange(nullptr));
   EmitCost(row, cost, static_cast<double>(work.batches * (kMailBatch + 1)) * work.threads);
   EmitMemory(row, arguments);
