@@ -137,10 +137,11 @@ Cost Counters::Stop() {
 }
 
 size_t ResidentBytes() {
-  char text[256];
-  ReadProc("/proc/self/statm", text, sizeof(text));
-  const char* second = strchr(text, ' ');
-  return strtoull(second, nullptr, 10) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  // statm is a sum of per-CPU counters and off by up to hundreds of KiB; this one walks the pages.
+  char text[1024];
+  ReadProc("/proc/self/smaps_rollup", text, sizeof(text));
+  const char* line = strstr(text, "Rss:");
+  return line == nullptr ? 0 : strtoull(line + 4, nullptr, 10) * 1024;
 }
 
 size_t PeakResidentBytes() {
@@ -148,7 +149,9 @@ size_t PeakResidentBytes() {
   char text[4096];
   ReadProc("/proc/self/status", text, sizeof(text));
   const char* line = strstr(text, "VmHWM:");
-  return line == nullptr ? 0 : strtoull(line + 6, nullptr, 10) * 1024;
+  const size_t peak = line == nullptr ? 0 : strtoull(line + 6, nullptr, 10) * 1024;
+  const size_t now = ResidentBytes();
+  return peak > now ? peak : now;
 }
 
 void SleepSeconds(double seconds) {

@@ -58,8 +58,8 @@ int OpenHardwareCounter(uint64_t config, int pid, bool inherit, bool enable_on_e
 // The counter's value scaled up for time it was not on the hardware; < 0 if it cannot be read.
 double ReadHardwareCounter(int fd);
 
-size_t ResidentBytes();      // now
-size_t PeakResidentBytes();  // since exec
+size_t ResidentBytes();      // now, exactly; walks the page tables (about 1 ms for 100 MB)
+size_t PeakResidentBytes();  // since exec, as exact as the kernel keeps it
 void SleepSeconds(double seconds);
 uint64_t MonotonicNs();
 

@@ -140,7 +140,7 @@ void* Serve(void* argument) {
   return nullptr;
 }
 
-constexpr int kGenerations = 10;
+constexpr int kGenerations = 5;
 
 void LarsonBody(void* context, int index) {
   const Work* work = static_cast<Work*>(context);
@@ -157,7 +157,7 @@ void LarsonBody(void* context, int index) {
 
 void Larson(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 3200000) / threads};
+  Work work{Operations(arguments, 6400000) / threads};
   const Cost cost = RunThreads(threads, {nullptr, LarsonBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations / kGenerations * kGenerations * threads);
 }

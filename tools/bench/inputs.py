@@ -33,7 +33,7 @@ def xslt(directory, scale):
         '<item id="%d" group="%s"><name>%s</name><value>%d</value><text>%s</text>%s</item>'
         % (r["id"], r["group"], r["name"], r["value"], r["text"],
            "".join("<tag>%s</tag>" % t for t in r["tags"]))
-        for r in records(int(60000 * scale))
+        for r in records(int(120000 * scale))
     ]
     data = write(directory + "/data.xml", "<items>%s</items>\n" % "\n".join(rows))
     sheet = write(directory + "/sheet.xsl", """<?xml version="1.0"?>
@@ -54,7 +54,7 @@ def xslt(directory, scale):
 
 
 def json_lines(directory, scale):
-    return write(directory + "/data.json", json.dumps(records(int(50000 * scale))))
+    return write(directory + "/data.json", json.dumps(records(int(60000 * scale))))
 
 
 PYTHON = """
@@ -135,7 +135,7 @@ puts sum
 def sql(directory, scale):
     """A database in memory: rows, indexes, joins, text functions."""
     rng = random.Random(3)
-    count = int(60000 * scale)
+    count = int(180000 * scale)
     lines = ["CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, grp INT, body TEXT);",
              "CREATE TABLE u(grp INT, label TEXT);", "BEGIN;"]
     for i in range(count):
@@ -169,8 +169,8 @@ int f%d(std::vector<T%d>& v) {
 
 
 def smt(directory, scale):
-    """Pigeonholes (no solution: the solver must search) and a system of bit vectors."""
-    holes = 8 if scale >= 1 else 6
+    """Pigeonholes: there is no solution, so the solver must search all."""
+    holes = 9 if scale >= 1 else 8
     lines = ["(set-option :smt.random_seed 1)", "(set-option :sat.random_seed 1)"]
     for p in range(holes + 1):
         lines += ["(declare-const p%d_%d Bool)" % (p, h) for h in range(holes)]
@@ -188,7 +188,7 @@ def fast_import(scale):
     files = {"dir%d/file%d.txt" % (i % 7, i): [some_words(rng, 8) for _ in range(120)]
              for i in range(40)}
     out = []
-    for commit in range(int(1500 * scale) + 5):
+    for commit in range(int(6000 * scale) + 5):
         out.append("commit refs/heads/main\ncommitter A <a@example.org> %d +0000\ndata 10\ncommit %03d\n"
                    % (1000000000 + commit * 60, commit % 1000))
         for name in files if commit == 0 else rng.sample(sorted(files), 4):

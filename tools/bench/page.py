@@ -20,7 +20,7 @@ STYLE = """
 body { background: var(--bg); color: var(--fg); font: 15px/1.45 system-ui, sans-serif;
   max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid var(--grid); }
-.plots { display: flex; flex-wrap: wrap; gap: 14px 26px; }
+.plots { display: flex; flex-wrap: wrap; gap: 14px 26px; margin-bottom: 16px; }
 svg { max-width: 100%; height: auto; }
 svg .h { font: 600 13px system-ui, sans-serif; fill: var(--fg); }
 svg .t { font: 12px system-ui, sans-serif; fill: var(--fg); }
@@ -43,7 +43,6 @@ AXES = [
     (re.compile(r"(.+)/([\d.]+)s$"), "seconds", False),
     (re.compile(r"(heap)-MiB/(\d+)$"), "live MiB", True),
     (re.compile(r"(spans)/(\d+)$"), "live spans", True),
-    (re.compile(r"(pair)/(\d+[KM]?)$"), "bytes of the block", True),
 ]
 
 
@@ -52,9 +51,7 @@ def axis_of(row):
     for pattern, name, log_x in AXES:
         match = pattern.fullmatch(row)
         if match:
-            digits = match.group(2)
-            factor = {"K": 2**10, "M": 2**20}.get(digits[-1], 1)
-            return match.group(1), float(digits.rstrip("KM")) * factor, name, log_x
+            return match.group(1), float(match.group(2)), name, log_x
     return None
 
 
@@ -70,21 +67,25 @@ def colour_rules(count):
 
 
 def curves(rows, order, unit, divisor):
-    """Line plots of those rows of one table that are points over a number."""
-    groups = {}
+    """Line plots of those rows of one table that are points over a number; and which rows."""
+    groups, rows_of = {}, {}
     for row, cells in rows.items():
         axis = axis_of(row)
         if axis is None:
             continue
         series, x, name, log_x = axis
         group = groups.setdefault((series, name, log_x), {})
+        rows_of.setdefault((series, name, log_x), []).append(row)
         for allocator, record in cells.items():
             group.setdefault(allocator, []).append((x, record))
-    return [
-        plots.lines(series, group, order, name, unit, divisor, log_x)
-        for (series, name, log_x), group in groups.items()
-        if max(len(points) for points in group.values()) >= 3
-    ]
+    drawn, used = [], set()
+    for key, group in groups.items():
+        if max(len(points) for points in group.values()) < 3:
+            continue  # two bars tell more than a line between two points
+        series, name, log_x = key
+        drawn.append(plots.lines(series, group, order, name, unit, divisor, log_x))
+        used.update(rows_of[key])
+    return drawn, used
 
 
 def html_table(key, rows, order, subject, divisor, unit):
@@ -104,7 +105,7 @@ def html_table(key, rows, order, subject, divisor, unit):
                     table.ratio_colour(value), "")
                 line.append("<td%s>%s</td>" % (cls, table.quotient(value)))
         out.append("<tr>%s</tr>" % "".join(line))
-    if "glibc" in present and len(present) > 1:
+    if "glibc" in present and len(present) > 1 and len(rows) > 1 and stats.has_mean(key[0]):
         means = [table.quotient(stats.against_glibc(rows, n)) for n in present]
         if compare:
             means += [table.quotient(stats.against_best(rows, subject)),
@@ -120,10 +121,10 @@ def section(key, rows, order, subject):
         unit, [r["median"] for cells in rows.values() for r in cells.values()])
     out = ["<h3>%s <span class=\"note\">[%s]</span></h3>" % (esc(metric), esc(unit))]
     if table.is_shown(suite, metric, ""):
-        drawn = curves(rows, order, unit, divisor)
+        drawn, used = curves(rows, order, unit, divisor)
         singles = [plots.bars(row, cells, order, divisor) for row, cells in rows.items()
-                   if axis_of(row) is None or not drawn or axis_of(row)[2] == "bytes of the block"]
-        out.append('<div class="plots">%s</div>' % "\n".join(drawn + singles))
+                   if row not in used]
+        out += ['<div class="plots">%s</div>' % "\n".join(part) for part in (drawn, singles) if part]
     out.append("<details><summary>Numbers: median (min–max)</summary>%s</details>" %
                html_table(key, rows, order, subject, divisor, unit))
     return "\n".join(out)

@@ -58,7 +58,7 @@ def ticks(top):
 
 def lines(title, series, order, x_name, y_name, divisor, log_x):
     """`series` is {allocator: [(x, record)]}, drawn over x with a whisker from min to max."""
-    width, height, left, right, top, bottom = 500, 260, 52, 12, 28, 40
+    width, height, left, right, top, bottom = 500, 260, 52, 22, 28, 40
     xs = sorted({x for points in series.values() for x, _ in points})
     place = (lambda x: math.log2(x)) if log_x else (lambda x: x)
     x_low, x_high = place(xs[0]), place(xs[-1])
@@ -76,7 +76,7 @@ def lines(title, series, order, x_name, y_name, divisor, log_x):
     for mark in marks:
         y = py(mark * divisor)
         out.append('<path d="M%d %.1fH%d" class="g"/>' % (left, y, width - right))
-        out.append(text(left - 5, y + 4, table.number(mark), "v", "end"))
+        out.append(text(left - 5, y + 4, "%g" % mark, "v", "end"))
     shown_at = -100
     for x in xs:
         if px(x) - shown_at < 26:

@@ -57,6 +57,8 @@ def execute(argv, env, timeout=TIMEOUT_SECONDS):
 def check_object(allocator, path):
     """What malloc resolved to in the process must be the allocator that was asked for."""
     if allocator.static:
+        if os.path.basename(path) != "micro_static":
+            raise RunError("malloc came from %s, not from the program itself" % path)
         return
     is_libc = os.path.basename(path).startswith(("libc.so", "libc-"))
     if allocator.preload:

@@ -39,7 +39,7 @@ def redis_load(path, scale):
     """Pipelined SET, APPEND, LPUSH, HSET, GET, DEL over keys of mixed value sizes."""
     rng = random.Random(5)
     client = connect(path)
-    pipeline, total = 500, int(400000 * scale)
+    pipeline, total = 500, int(1500000 * scale)
     for start in range(0, total, pipeline):
         commands = []
         for _ in range(min(pipeline, total - start)):
@@ -70,7 +70,7 @@ def http_load(path, scale):
     """Pipelined requests over connections that are opened anew every 100 requests."""
     request = b"GET /page.html HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
     per_connection, batch = 100, 20
-    for _ in range(int(600 * scale) + 1):
+    for _ in range(int(2500 * scale) + 1):
         client = connect(path)
         for _ in range(per_connection // batch):
             client.sendall(request * batch)

@@ -75,6 +75,11 @@ def ratios(cells, subject):
     )
 
 
+def has_mean(suite):
+    """Whether a mean over the suite's rows says something: RSS of unlike situations has none."""
+    return suite in ("micro", "scale", "programs")
+
+
 def against_glibc(rows, allocator):
     """Geometric mean over the rows that both have of allocator / glibc."""
     return geometric_mean(

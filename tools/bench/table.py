@@ -104,7 +104,7 @@ def one_table(key, rows, allocators, subject, failed, colour):
             paints += ["", ratio_colour(to_best), ratio_colour(to_glibc)]
         lines.append(line)
         colours.append(paints)
-    if "glibc" in present and len(present) > 1 and len(rows) > 1:
+    if "glibc" in present and len(present) > 1 and len(rows) > 1 and stats.has_mean(suite):
         means = [stats.against_glibc(rows, name) for name in present]
         line = ["geometric mean / glibc"] + [quotient(m) for m in means]
         if compare:
