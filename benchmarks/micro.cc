@@ -18,9 +18,11 @@ namespace {
 using benchmark::DoNotOptimize;
 using benchmark::State;
 
-// Measures from construction to Finish and leaves the results as user counters.
+// Measures from construction to Finish, memory also at destruction; the results are user counters.
 class Measured {
  public:
+  Measured(const Measured&) = delete;
+  Measured& operator=(const Measured&) = delete;
   explicit Measured(State& state) : state_(state), counters_(Scope::kThread) { counters_.Start(); }
 
   void Finish(double operations_per_iteration) {
@@ -39,8 +41,10 @@ class Measured {
     }
     state_.counters["page_faults_per_op"] = cost.page_faults / operations;
     state_.counters["peak_rss_bytes"] = static_cast<double>(PeakResidentBytes());
-    state_.counters["rss_bytes"] = static_cast<double>(ResidentBytes());
   }
+
+  // At the end of the benchmark, when it has freed its blocks.
+  ~Measured() { state_.counters["rss_bytes"] = static_cast<double>(ResidentBytes()); }
 
  private:
   State& state_;

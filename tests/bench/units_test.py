@@ -100,6 +100,10 @@ class Table(unittest.TestCase):
         text = table.render(SAMPLE[:3] + SAMPLE[4:], ["glibc", "jemalloc", "pcmalloc"], "pcmalloc",
                             failed={("micro", "b", "glibc")}, metrics="all")
         self.assertIn("failed", text)
+        # Also where the allocator has no result at all.
+        text = table.render(SAMPLE[:1], ["glibc", "other"], "pcmalloc",
+                            failed={("micro", "a", "other")}, metrics="all")
+        self.assertRegex(text, r"row\s+glibc\s+other\na\s.*failed")
 
 
 class Running(unittest.TestCase):

@@ -138,7 +138,7 @@ def main(argv=None):
         failed, facts = set(), [("results", os.path.basename(options.from_json))]
     else:
         records, failed, facts = measure(options)
-    names = list(dict.fromkeys(r["allocator"] for r in records))
+    names = list(dict.fromkeys([r["allocator"] for r in records] + sorted(f[2] for f in failed)))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(records, file, indent=1)

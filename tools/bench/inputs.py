@@ -61,7 +61,7 @@ PYTHON = """
 import json, random, sys
 data = json.load(open(sys.argv[1]))
 random.seed(2)
-for turn in range(4):
+for turn in range(2):
     data = json.loads(json.dumps(data))
     index = {}
     for r in data:
@@ -153,7 +153,7 @@ def sql(directory, scale):
 def cpp(directory, scale):
     """A translation unit with much to instantiate and to optimise."""
     lines = ["#include <algorithm>", "#include <map>", "#include <string>", "#include <vector>"]
-    count = max(3, int(40 * scale))
+    count = max(3, int(20 * scale))
     for i in range(count):
         lines.append("""
 struct T%d { int key; std::string name; bool operator<(const T%d& o) const { return key < o.key; } };

@@ -9,7 +9,7 @@ GREEN, RED, BOLD, PLAIN = "\033[32m", "\033[31m", "\033[1m", "\033[0m"
 PRIMARY = {
     "micro": ("cycles_per_op", "instructions_per_op"),
     "scale": ("ns_per_op", "cycles_per_op", "peak_rss_bytes", "rss_bytes"),
-    "linearity": ("ns_per_op",),
+    "linearity": ("cpu_ns_per_op",),
     "programs": ("cpu_seconds", "max_rss_bytes", "page_faults", "instructions"),
 }
 
@@ -79,7 +79,8 @@ def aligned(lines, colours, on):
 
 def one_table(key, rows, allocators, subject, failed, colour):
     suite, metric, unit = key
-    present = [a for a in allocators if any(a in cells for cells in rows.values())]
+    present = [a for a in allocators
+               if any(a in cells or (suite, row, a) in failed for row, cells in rows.items())]
     largest = [r["median"] for cells in rows.values() for r in cells.values()]
     divisor, unit = byte_scale(unit, largest)
     head = ["row"] + present
