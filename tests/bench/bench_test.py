@@ -23,8 +23,8 @@ def run_bench(*arguments):
     """(status, stdout) of bench.py on the built programs."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        status = bench.main(["--bin-dir", BIN_DIR, "--allocators", "glibc", "--quick", "--runs", "1",
-                             *arguments])
+        status = bench.main(["--bin-dir", BIN_DIR, "--allocators", "glibc", "--quick", "--runs",
+                             "1", *arguments])
     return status, out.getvalue()
 
 

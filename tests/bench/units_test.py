@@ -83,7 +83,8 @@ class Table(unittest.TestCase):
                              metrics="all").splitlines()
         self.assertIn("[ns]", lines[0])
         self.assertEqual(lines[1].split(),
-                         "row glibc jemalloc pcmalloc best peer pcmalloc/best pcmalloc/glibc".split())
+                         "row glibc jemalloc pcmalloc best peer "
+                         "pcmalloc/best pcmalloc/glibc".split())
         self.assertEqual(lines[2].split(),
                          "a 40.0 (38.0–44.0) 20.0 10.0 (9.00–12.0) jemalloc 0.50 0.25".split())
         self.assertEqual(lines[3].split()[-3:], ["glibc", "0.50", "0.50"])

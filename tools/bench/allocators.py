@@ -31,7 +31,8 @@ class Allocator:
 
 def find_library(soname):
     """The file that the loader would find, or None."""
-    places = ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64"] + glob.glob("/usr/lib/*-linux-gnu*")
+    places = ["/usr/local/lib", "/usr/lib", "/lib", "/usr/lib64"]
+    places += glob.glob("/usr/lib/*-linux-gnu*")
     for place in places:
         path = os.path.join(place, soname)
         if os.path.exists(path):

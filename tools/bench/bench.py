@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compares pcmalloc with glibc and with the peers that Debian packages. See benchmarks/README.md."""
+"""Compares pcmalloc with glibc and Debian's other allocators. See benchmarks/README.md."""
 
 import argparse
 import json

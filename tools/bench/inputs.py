@@ -156,7 +156,11 @@ def cpp(directory, scale):
     count = max(3, int(20 * scale))
     for i in range(count):
         lines.append("""
-struct T%d { int key; std::string name; bool operator<(const T%d& o) const { return key < o.key; } };
+struct T%d {
+  int key;
+  std::string name;
+  bool operator<(const T%d& o) const { return key < o.key; }
+};
 int f%d(std::vector<T%d>& v) {
   std::map<int, std::vector<T%d>> groups;
   std::sort(v.begin(), v.end());
@@ -189,8 +193,8 @@ def fast_import(scale):
              for i in range(40)}
     out = []
     for commit in range(int(6000 * scale) + 5):
-        out.append("commit refs/heads/main\ncommitter A <a@example.org> %d +0000\ndata 10\ncommit %03d\n"
-                   % (1000000000 + commit * 60, commit % 1000))
+        out.append("commit refs/heads/main\ncommitter A <a@example.org> %d +0000\n"
+                   "data 10\ncommit %03d\n" % (1000000000 + commit * 60, commit % 1000))
         for name in files if commit == 0 else rng.sample(sorted(files), 4):
             lines = files[name]
             for _ in range(6):

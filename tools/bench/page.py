@@ -9,8 +9,10 @@ import table
 from plots import esc
 
 # One hue each that keeps its contrast on white and on near black; the subject comes first.
-COLOURS_LIGHT = ["#c2185b", "#6b7280", "#1f6fb2", "#2e8b57", "#b8720a", "#7a4fc4", "#0d8a8a", "#8d5a3b"]
-COLOURS_DARK = ["#ff6f9f", "#a3abb8", "#6db3f2", "#63c98f", "#f0b14d", "#b596f5", "#4fd0d0", "#d3a07c"]
+COLOURS_LIGHT = ["#c2185b", "#6b7280", "#1f6fb2", "#2e8b57", "#b8720a", "#7a4fc4", "#0d8a8a",
+                 "#8d5a3b"]
+COLOURS_DARK = ["#ff6f9f", "#a3abb8", "#6db3f2", "#63c98f", "#f0b14d", "#b596f5", "#4fd0d0",
+                "#d3a07c"]
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1a1d21; --dim: #5b6470; --grid: #dfe3e8;
@@ -124,7 +126,8 @@ def section(key, rows, order, subject):
         drawn, used = curves(rows, order, unit, divisor)
         singles = [plots.bars(row, cells, order, divisor) for row, cells in rows.items()
                    if row not in used]
-        out += ['<div class="plots">%s</div>' % "\n".join(part) for part in (drawn, singles) if part]
+        out += ['<div class="plots">%s</div>' % "\n".join(part)
+                for part in (drawn, singles) if part]
     out.append("<details><summary>Numbers: median (min–max)</summary>%s</details>" %
                html_table(key, rows, order, subject, divisor, unit))
     return "\n".join(out)

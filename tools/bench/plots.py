@@ -33,14 +33,14 @@ def bars(title, cells, order, divisor):
         length = room * cell["median"] / largest
         low, high = (label + room * cell[k] / largest for k in ("min", "max"))
         out.append(text(label - 6, y + 11, name, "t", "end"))
-        out.append('<rect x="%d" y="%d" width="%.1f" height="13" class="c%d"><title>%s</title></rect>'
-                   % (label, y, max(length, 0.5), order.index(name),
+        out.append('<rect x="%d" y="%d" width="%.1f" height="13" class="c%d"><title>%s</title>'
+                   "</rect>" % (label, y, max(length, 0.5), order.index(name),
                       esc("%s %s: %s" % (title, name, table.cell(cell, divisor)))))
         if high > low:
             out.append('<path d="M%.1f %.1fH%.1fM%.1f %dv7M%.1f %dv7" class="w"/>' %
                        (low, y + 6.5, high, low, y + 3, high, y + 3))
-        out.append(text(max(label + length, high) + 5, y + 11, table.number(cell["median"] / divisor),
-                        "v"))
+        out.append(text(max(label + length, high) + 5, y + 11,
+                        table.number(cell["median"] / divisor), "v"))
     return "".join(out) + "</svg>"
 
 
@@ -83,8 +83,8 @@ def lines(title, series, order, x_name, y_name, divisor, log_x):
             continue
         shown_at = px(x)
         out.append(text(px(x), height - bottom + 15, "%g" % x, "v", "middle"))
-    out.append(text((left + width - right) / 2, height - 6, "%s; vertical: %s" % (x_name, y_name), "v",
-                    "middle"))
+    out.append(text((left + width - right) / 2, height - 6,
+                    "%s; vertical: %s" % (x_name, y_name), "v", "middle"))
     for name in order:
         points = sorted(series.get(name, []), key=lambda p: p[0])
         if not points:
@@ -93,8 +93,10 @@ def lines(title, series, order, x_name, y_name, divisor, log_x):
         path = "L".join("%.1f %.1f" % (px(x), py(r["median"])) for x, r in points)
         out.append('<path d="M%s" class="l s%d"/>' % (path, colour))
         for x, r in points:
-            out.append('<path d="M%.1f %.1fV%.1f" class="w"/>' % (px(x), py(r["min"]), py(r["max"])))
-            out.append('<circle cx="%.1f" cy="%.1f" r="3.2" class="c%d"><title>%s</title></circle>' %
+            out.append('<path d="M%.1f %.1fV%.1f" class="w"/>' %
+                       (px(x), py(r["min"]), py(r["max"])))
+            out.append('<circle cx="%.1f" cy="%.1f" r="3.2" class="c%d"><title>%s</title>'
+                       "</circle>" %
                        (px(x), py(r["median"]), colour,
                         esc("%s at %g: %s" % (name, x, table.cell(r, divisor)))))
     return "".join(out) + "</svg>"
