@@ -73,28 +73,33 @@ byte place[OBJECTS + 1];  // objects are 1 .. OBJECTS
 byte slab_for[2];         // the slab made for a CPU, 0 while none; under that CPU's lock
 byte spare = 3;
 byte owned;               // the slab that the stopper owns with plain loads and stores
-bool busy[THREADS + 1];
+bool busy[THREADS + 1];   // inside an operation
+bit lock[2];              // one per CPU
 
 #define Move(o, from, to) \
   assert(o >= 1 && o <= OBJECTS); /* else: no object at all, an empty or foreign slot */ \
   assert(place[o] == from);       /* else: double allocation */ \
   place[o] = to
 
-// A slot at or above `current` is dead. Where memory is simple it is poisoned: whoever acts on it is
-// caught at once, and stale contents do not multiply the states. (Uncommitted stores are in dead
+// A slot at or above `current` is dead. It is poisoned where possible: whoever acts on it is caught at
+// once, and stale contents do not multiply the states. (Uncommitted stores are in dead
 // slots too; they die with the section's abort, when no other section can be under way there.)
-#define POISON (!WEAK && RESUMPTIONS_ALIKE && ABORT_PREEMPT && ABORT_FENCE)
+#define POISON (!TARGET_NO_BARRIER && RESUMPTIONS_ALIKE && ABORT_PREEMPT && ABORT_FENCE)
 #if POISON
-#define Poison(s, i) mem[SLOT(s, i)] = JUNK
+#if WEAK
+#define Poison(c, s, i) buffer[(c) * LOCATIONS + SLOT(s, i)] = NOTHING; mem[SLOT(s, i)] = JUNK
+#else
+#define Poison(c, s, i) mem[SLOT(s, i)] = JUNK
+#endif
 #define PoisonDead(index) \
   if \
   :: mem[CURRENT(slab_for[index])] <= 1 -> \
-     Poison(slab_for[index], 1); Poison(slab_for[index], 2) \
-  :: mem[CURRENT(slab_for[index])] == 2 -> Poison(slab_for[index], 2) \
+     mem[SLOT(slab_for[index], 1)] = JUNK; mem[SLOT(slab_for[index], 2)] = JUNK \
+  :: mem[CURRENT(slab_for[index])] == 2 -> mem[SLOT(slab_for[index], 2)] = JUNK \
   :: else \
   fi
 #else
-#define Poison(s, i) skip
+#define Poison(c, s, i) skip
 #define PoisonDead(index) skip
 #endif
 
@@ -103,6 +108,7 @@ bool busy[THREADS + 1];
 byte seat[THREADS];
 bit in_section[THREADS]; // rseq_cs is armed and the instruction pointer is inside
 bit doomed[THREADS];     // the kernel moved the instruction pointer to the abort handler
+#define settled (!doomed[0] && !doomed[1])
 #define running(t) (seat[t] < OFF)
 #define idle_cpu(c) (seat[0] != c && seat[1] != c)
 
@@ -126,7 +132,7 @@ byte word[THREADS];      // the cached pointer that overlays cpu_id_start
 // The thread's uncommitted slot stores are dead from here on.
 #define Abort(t, index) \
   if \
-  :: in_section[t] -> in_section[t] = 0; doomed[t] = 1; PoisonDead(index) \
+  :: in_section[t] -> in_section[t] = 0; PoisonDead(index); doomed[t] = 1 \
   :: else \
   fi
 
@@ -143,13 +149,14 @@ inline ReturnToUser(t, index, abort, rewrite) {
 
 #if RESUMPTIONS_ALIKE
 inline Preempt(t) {
-  ReturnToUser(t, INDEX(t), ABORT_PREEMPT, 1);
-  seat[t] = OFF
+  index = INDEX(t);
+  seat[t] = OFF;
+  ReturnToUser(t, index, ABORT_PREEMPT, 1)
 }
 
 inline Resume(t, c) {
   seat[t] = c;
-  printf("kernel    T%d resumes on cpu %d, aborted=%d\n", t, c, doomed[t])
+  printf("kernel    T%d resumes on cpu %d\n", t, c)
 }
 #else
 inline Preempt(t) {
@@ -157,22 +164,23 @@ inline Preempt(t) {
 }
 
 inline Resume(t, c) {
+  last = seat[t] - OFF;
+  seat[t] = c;
+  printf("kernel    T%d resumes on cpu %d, was on %d\n", t, c, last);
   if
-  :: seat[t] == c + OFF -> ReturnToUser(t, 0, ABORT_PREEMPT, REWRITE)
-  :: else -> ReturnToUser(t, 0, ABORT_MIGRATE, 1)
-  fi;
-  printf("kernel    T%d resumes on cpu %d, was on %d, aborted=%d\n", t, c, seat[t] - OFF, doomed[t]);
-  seat[t] = c
+  :: last == c -> last = 0; ReturnToUser(t, c, ABORT_PREEMPT, REWRITE)
+  :: else -> last = 0; ReturnToUser(t, c, ABORT_MIGRATE, 1)
+  fi
 }
 #endif
 
-proctype kernel(byte t) {
-  byte l;
+proctype kernel(byte t) provided (settled) {
+  byte l, index, last;
   do
   :: atomic { running(t) ->
        printf("kernel    preempts T%d on cpu %d\n", t, seat[t]);
        BARRIER(seat[t]);
-       Preempt(t) }
+       Preempt(t); index = 0 }
 #if CID
   :: atomic { !running(t) && idle_cpu(0) && idle_cid(t, 0) -> cid[t] = 0; Resume(t, 0) }
   :: atomic { !running(t) && idle_cpu(0) && idle_cid(t, 1) -> cid[t] = 1; Resume(t, 0) }
@@ -190,7 +198,7 @@ proctype kernel(byte t) {
   assert(slab_for[INDEX(t)] == s)  /* else: commit on another CPU's slab */
 
 // Conservation: with nobody inside an operation every object is in exactly the place it should be.
-proctype quiescence() {
+proctype quiescence() provided (settled) {
   byte c, i, n, o, inside;
   do
   :: d_step { !busy[0] && !busy[1] && !busy[THREADS] ->
@@ -227,8 +235,9 @@ proctype quiescence() {
 }
 
 #if WEAK
-#define F(l) :: atomic { PENDING(c, l) -> FLUSH(c, l) }
-proctype store_buffer(byte c) {
+// Only who holds a lock looks at what another CPU has stored, so only then does the time matter.
+#define F(l) :: atomic { (lock[0] || lock[1]) && PENDING(c, l) -> FLUSH(c, l) }
+proctype store_buffer(byte c) provided (settled) {
   do
   F(0) F(1)
   F(7) F(8) F(9) F(10) F(11)
@@ -238,18 +247,19 @@ proctype store_buffer(byte c) {
 }
 #endif
 
-// ---- Locks, one per CPU --------------------------------------------------------------------------
-bit lock[2];
 #define Unlock(cpu, c) BARRIER(cpu); lock[c] = 0
 
 // ---- User space: sections ------------------------------------------------------------------------
 // One instruction of thread `me`. A doomed thread finds itself at the abort handler: it forgets its
-// registers and goes on with any operation, the same one (a restart) included. (Forgetting is no
-// memory access, so it may happen before the thread runs again: fewer states.)
+// registers and goes on with any operation, the same one (a restart) included. Forgetting is no
+// memory access, so when it happens does not matter; to have fewer states everybody waits for it
+// (`provided`), and it needs no CPU.
 #define STEP(...) \
   atomic { running(me) || doomed[me] -> \
     if \
-    :: doomed[me] -> doomed[me] = 0; Forget(); goto next_operation \
+    :: doomed[me] -> \
+         printf("T%d         is aborted\n", me); \
+         Forget(); doomed[me] = 0; goto next_operation \
     :: else \
     fi; \
     __VA_ARGS__ }
@@ -334,7 +344,7 @@ inline Pop() {
   STEP(CommitCurrent(current - 1);
        printf("T%d cpu %d   has popped object %d\n", me, seat[me], item);
        Move(item, slab, HELD_BY(me));
-       Poison(slab, current - 1);
+       Poison(seat[me], slab, current - 1);
        Leave(); Forget())
 }
 
@@ -378,7 +388,7 @@ inline PopBatch() {
        printf("T%d cpu %d   has popped objects %d and %d\n", me, seat[me], item, item2);
        Move(item, slab, HELD_BY(me));
        Move(item2, slab, HELD_BY(me));
-       Poison(slab, current - 1); Poison(slab, current - 2);
+       Poison(seat[me], slab, current - 1); Poison(seat[me], slab, current - 2);
        Leave(); Forget())
 }
 
@@ -461,7 +471,7 @@ inline SlowPath() {
        Forget())
 }
 
-proctype thread(byte me) {
+proctype thread(byte me) provided (!doomed[1 - me]) {
   byte index, slab, current, item, item2;
 #if WEAK
   byte l;
@@ -501,18 +511,18 @@ first_use:
 // membarrier on CPU c: interrupts it, which aborts (and rewrites for) the thread that runs there; a
 // full barrier on both sides.
 inline Fence(c) {
+#if !CALLER_NO_BARRIER
+  BARRIER(STOPPER_CPU);
+#endif
+#if !TARGET_NO_BARRIER
+  BARRIER(c);
+#endif
+  printf("stopper   fences cpu %d\n", c);
   if
   :: seat[0] == c -> ReturnToUser(0, INDEX(0), ABORT_FENCE, REWRITE)
   :: seat[1] == c -> ReturnToUser(1, INDEX(1), ABORT_FENCE, REWRITE)
   :: else
-  fi;
-#if !TARGET_NO_BARRIER
-  BARRIER(c);
-#endif
-#if !CALLER_NO_BARRIER
-  BARRIER(STOPPER_CPU);
-#endif
-  printf("stopper   fences cpu %d; aborted: T0=%d T1=%d\n", c, doomed[0], doomed[1])
+  fi
 }
 
 // With mm_cid as index all CPUs are fenced: one interrupt after the other.
@@ -550,7 +560,7 @@ inline Drain(s) {
        item = LOAD(STOPPER_CPU, SLOT(s, i));
        printf("stopper   takes object %d from slot %d\n", item, i);
        Move(item, s, POOL);
-       Poison(s, i);
+       Poison(STOPPER_CPU, s, i);
        item = 0;
        i++ }
   :: atomic { i >= count -> STORE(STOPPER_CPU, CURRENT(s), 1); i = 0; count = 0; break }
@@ -615,7 +625,7 @@ inline StopDrainStart(c) {
 }
 #endif
 
-proctype stopper() {
+proctype stopper() provided (settled) {
   byte cpu, slab, count, i, item;
 #if WEAK
   byte l;
