@@ -81,7 +81,7 @@ uint32_t Actor::PickSize() {
 }
 
 void* Actor::CallMalloc(uint32_t size, const char** call, uint32_t* alignment, bool* zeroed) {
-  const uint32_t kind = random_.Next() & 0xff;
+  const uint32_t kind = options.aligned ? random_.Below(256) : random_.Below(240);
   *zeroed = false;
   *alignment = NaturalAlignment(size);
   if (kind < 216) {

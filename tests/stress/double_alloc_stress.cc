@@ -39,6 +39,7 @@ ABSL_FLAG(uint64_t, seed, 1, "seed of all random numbers");
 ABSL_FLAG(std::string, cpus, "", "CPUs to run on, such as 0-1,4; empty: all allowed ones");
 ABSL_FLAG(uint32_t, max_size, 256 << 10, "largest block in bytes, up to 1048575");
 ABSL_FLAG(bool, pin, true, "keep every other pair of threads on one CPU");
+ABSL_FLAG(bool, aligned, true, "also call posix_memalign, aligned_alloc and memalign");
 ABSL_FLAG(bool, full_stamps, false, "stamp and verify every byte of large blocks too");
 ABSL_FLAG(bool, signals, true, "interrupt threads by signals whose handler allocates and frees");
 ABSL_FLAG(uint32_t, signal_rate, 2000, "signals a second");
@@ -50,6 +51,7 @@ ABSL_FLAG(bool, migrate, true, "move threads to other CPUs at any instant");
 ABSL_FLAG(uint32_t, migrate_rate, 2000, "migrations a second");
 ABSL_FLAG(bool, forks, true, "fork children that verify, free and allocate");
 ABSL_FLAG(uint32_t, fork_rate, 4, "forks a second");
+ABSL_FLAG(double, fork_limit_seconds, 20, "a fork child that takes longer hangs, and is killed");
 ABSL_FLAG(bool, respawn, true, "end threads and start others in their place");
 ABSL_FLAG(uint32_t, respawn_rate, 4, "thread exits a second");
 ABSL_FLAG(bool, drain, true, "drain, resize and stop per-CPU caches where the malloc offers that");
@@ -150,9 +152,11 @@ void ReadOptions() {
     UsageError("--max_size is out of range", "1 to 1048575");
   }
   options.pin = absl::GetFlag(FLAGS_pin);
+  options.aligned = absl::GetFlag(FLAGS_aligned);
   options.dense = absl::GetFlag(FLAGS_full_stamps);
   options.signal_rate = absl::GetFlag(FLAGS_signals) ? absl::GetFlag(FLAGS_signal_rate) : 0;
   options.fork_rate = absl::GetFlag(FLAGS_forks) ? absl::GetFlag(FLAGS_fork_rate) : 0;
+  options.fork_limit_seconds = absl::GetFlag(FLAGS_fork_limit_seconds);
   options.migrate_rate = absl::GetFlag(FLAGS_migrate) ? absl::GetFlag(FLAGS_migrate_rate) : 0;
   options.respawn_rate = absl::GetFlag(FLAGS_respawn) ? absl::GetFlag(FLAGS_respawn_rate) : 0;
   options.trim_rate = absl::GetFlag(FLAGS_trim) ? absl::GetFlag(FLAGS_trim_rate) : 0;

@@ -21,6 +21,7 @@ enum class HandlerMalloc {
 
 struct Options {
   double seconds = 10;
+  double fork_limit_seconds = 20;  // a child that takes longer hangs
   unsigned threads = 0;
   uint64_t seed = 1;
   uint32_t max_size = 256 << 10;
@@ -32,6 +33,7 @@ struct Options {
   unsigned drain_rate = 0;  // 0 with `drain`: as fast as it goes
   bool drain = true;
   bool pin = true;
+  bool aligned = true;  // also posix_memalign, aligned_alloc, memalign
   bool dense = false;
   HandlerMalloc handler_malloc = HandlerMalloc::kOutside;
   cpu_set_t cpu_set;
