@@ -61,17 +61,15 @@ ABSL_FLAG(uint32_t, trim_rate, 10, "trims a second");
 ABSL_FLAG(double, stall_seconds, 30, "without any progress for that long, the malloc hangs");
 ABSL_FLAG(bool, check_rss, false,
           "fail when resident memory grows by half and 16 MiB after a quarter of the run");
+ABSL_FLAG(uint32_t, reports, 10, "violations told in full; the rest is only counted");
 ABSL_FLAG(bool, quiet, false, "print violations only");
 ABSL_FLAG(bool, json, false, "print the summary as one JSON object");
 
 namespace stress {
 
-Options options;
-
 namespace {
 
 constexpr uint64_t kTickNs = 20'000'000;
-// The run after the clean-up of a heap that crashed or hung is not to be trusted: exit at once.
 constexpr int kExitViolation = 1;
 constexpr int kExitUsage = 2;
 
@@ -147,6 +145,7 @@ void ReadOptions() {
   options.threads =
       threads != 0 ? static_cast<unsigned>(threads) : std::min(4 * options.cpu_count, kMaxThreads);
   options.seed = absl::GetFlag(FLAGS_seed);
+  options.reports = absl::GetFlag(FLAGS_reports);
   options.max_size = absl::GetFlag(FLAGS_max_size);
   if (options.max_size < 1 || options.max_size > kMaxBlockSize) {
     UsageError("--max_size is out of range", "1 to 1048575");
@@ -179,6 +178,17 @@ void PrintSummary() {
   Message message;
   AddSummary(facts, json, message);
   message.Write(STDOUT_FILENO);
+}
+
+// The end of a run whose malloc crashed or hangs: nothing that asks it anything may hold up the
+// exit.
+[[noreturn]] void EndAtOnce() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { _exit(kExitViolation); };
+  sigaction(SIGALRM, &action, nullptr);
+  alarm(3);
+  PrintSummary();
+  _exit(kExitViolation);
 }
 
 const char* SignalName(int signal) {
@@ -216,8 +226,8 @@ void OnCrash(int signal, siginfo_t* info, void*) {
                      signal == SIGABRT ? nullptr : info->si_addr, who,
                      Worker::CurrentInsideMalloc() ? "inside a call of the malloc under test"
                                                    : "outside the malloc under test");
-  if (!in_child) PrintSummary();
-  _exit(kExitViolation);
+  if (in_child) _exit(kExitViolation);
+  EndAtOnce();
 }
 
 void OnInterrupt(int) { stopping.store(true); }
@@ -255,8 +265,7 @@ class StallWatch {
     if (stalled < absl::GetFlag(FLAGS_stall_seconds)) return;
     Violations::Report(Kind::kStall, "no operation finished for %u s while %s; %u workers live",
                        static_cast<unsigned>(stalled), doing, WorkersRunning());
-    PrintSummary();
-    _exit(kExitViolation);
+    EndAtOnce();
   }
 
   static unsigned WorkersRunning() {

@@ -24,6 +24,7 @@ struct Options {
   double fork_limit_seconds = 20;  // a child that takes longer hangs
   unsigned threads = 0;
   uint64_t seed = 1;
+  uint32_t reports = 10;  // violations told in full; the rest is counted
   uint32_t max_size = 256 << 10;
   unsigned signal_rate = 0;  // a second, 0 = none
   unsigned fork_rate = 0;
