@@ -53,6 +53,7 @@ _ABSEIL = {
     "absl/container:flat_hash_set": "absl_flat_hash_set",
     "absl/flags:flag": "absl_flags",
     "absl/flags:parse": "absl_flags_parse",
+    "absl/flags:reflection": "absl_flags_reflection",
     "absl/flags:usage": "absl_flags_usage",
     "absl/numeric:bits": "absl_bits",
     "absl/random:random": "absl_random_random",

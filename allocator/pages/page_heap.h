@@ -58,6 +58,12 @@ class PageHeap {
   // first, as far as there are any; returns the number of bytes returned.
   static size_t Release(size_t bytes);
 
+  // Lets the inline path of free use the page map from now on (pcmalloc_primary_arena.fast_pages).
+  static void OpenFastFree();
+
+  // How much free memory may stay resident whatever the heap's size (mallopt's M_TRIM_THRESHOLD).
+  static void SetIdleLimit(size_t bytes);
+
   static PageStats Stats();
 
   // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in the
