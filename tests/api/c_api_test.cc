@@ -27,15 +27,6 @@ bool Aligned(const void* p, size_t alignment) {
 // Too large for any object; one of them would wrap around when rounded up.
 const size_t kTooLarge[] = {size_t{PTRDIFF_MAX} + 1, SIZE_MAX - 4096, SIZE_MAX - 15, SIZE_MAX};
 
-// The modes that the environment must lead to (tools/run_variant.py).
-TEST(Mode, IsTheOneOfThisVariant) {
-  const char* expected = getenv("PCM_EXPECT_MODE");
-  if (expected == nullptr) GTEST_SKIP() << "no mode expected here";
-  ASSERT_TRUE(IsPcmalloc()) << "pcmalloc is not the malloc of this process";
-  EXPECT_NE(("," + std::string(expected) + ",").find("," + Mode() + ","), std::string::npos)
-      << Mode() << " instead of " << expected;
-}
-
 class Names : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Names, ComeFromTheAllocatorThatHasMalloc) {

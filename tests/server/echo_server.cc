@@ -98,8 +98,7 @@ int main() {
     perror("echo_server");
     return 1;
   }
-  printf("port %d\nmode %s\n", ntohs(address.sin_port),
-         pcmalloc_mode == nullptr ? "none" : pcmalloc_mode());
+  printf("port %d\nmode %s\n", ntohs(address.sin_port), pcmalloc_mode());
   fflush(stdout);
   struct Connection {
     int fd;

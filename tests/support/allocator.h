@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <string>
@@ -34,6 +35,13 @@ inline std::string Mode() {
   return mode == nullptr ? "" : mode();
 }
 inline bool IsPcmalloc() { return !Mode().empty(); }
+
+// False if PCM_EXPECT_MODE names modes and this process is in none of them.
+inline bool InExpectedMode() {
+  const char* expected = getenv("PCM_EXPECT_MODE");
+  return expected == nullptr ||
+         (',' + std::string(expected) + ',').find(',' + Mode() + ',') != std::string::npos;
+}
 
 // Keeps the compiler from reasoning about an allocation.
 inline void* Escape(void* p) {

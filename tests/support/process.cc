@@ -14,6 +14,8 @@
 
 #include <map>
 
+#include "tests/support/allocator.h"
+
 namespace pcmalloc::testing {
 namespace {
 
@@ -145,10 +147,16 @@ AssertionResult InFreshProcess(const std::string& scenario, const FreshProcess& 
 
 }  // namespace pcmalloc::testing
 
-// Runs the one scenario named on the command line, or else all tests.
+// Runs the one scenario named on the command line, or else all tests; nothing if the environment did
+// not lead to the allocator and mode that it was to lead to (tools/run_variant.py).
 int main(int argc, char** argv) {
   using pcmalloc::testing::kScenarioFlag;
   ::testing::InitGoogleTest(&argc, argv);
+  if (!pcmalloc::testing::InExpectedMode()) {
+    fprintf(stderr, "mode '%s' instead of %s\n", pcmalloc::testing::Mode().c_str(),
+            getenv("PCM_EXPECT_MODE"));
+    return 125;
+  }
   if (argc == 2 && strncmp(argv[1], kScenarioFlag, strlen(kScenarioFlag)) == 0) {
     auto found = pcmalloc::testing::Scenarios().find(argv[1] + strlen(kScenarioFlag));
     if (found == pcmalloc::testing::Scenarios().end()) return 126;
