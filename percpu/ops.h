@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: the critical sections of the architecture that is compiled for.
-// Invariants, cost: see the file included.
+// Invariants: those of the file included.
+// Cost: that of the file included.
 #ifndef PCMALLOC_PERCPU_OPS_H_
 #define PCMALLOC_PERCPU_OPS_H_
 

@@ -4,7 +4,8 @@
 //   under the same name.
 // Invariants: the index is loaded inside the section; one store commits, last; an aborted section
 //   starts anew and loads everything again; a section that did not commit has changed nothing that
-//   anybody reads. x86 keeps the order of stores, so the item is in its slot before the header says so.
+//   anybody reads. x86 keeps the order of stores, so the item is in its slot before the header says
+//   so.
 // Cost: hit path of Pop and Push: 13 instructions each, no call, no lock prefix.
 #ifndef PCMALLOC_PERCPU_OPS_X86_64_H_
 #define PCMALLOC_PERCPU_OPS_X86_64_H_
@@ -30,21 +31,19 @@ enum class Index : uint8_t {
 
 // From the restart point to the slab in %[slab]. Uses %[area] and %[scratch].
 //
-// mm_cid of an area that the kernel does not maintain is no negative number, so the sign of cpu_id is
-// spread over it: a thread without registration gets index -1 whatever its mm_cid field holds.
-#define PCM_SECTION_OPEN(index_load)                    \
-  ".Lpcm_restart%=:\n\t"                                \
-  "movq pcmalloc_rseq_offset(%%rip), %[area]\n\t"       \
-  PCM_RSEQ_ARM(".Lpcm_cs%=", "%[scratch]", "%[area]")   \
-  ".Lpcm_start%=:\n\t"                                  \
-  index_load                                            \
-  "leaq pcmalloc_slab_of+16(%%rip), %[scratch]\n\t"     \
-  "movq (%[scratch], %[slab], 8), %[slab]\n\t"
+// mm_cid of an area that the kernel does not maintain is no negative number, so the sign of cpu_id
+// is spread over it: a thread without registration gets index -1 whatever its mm_cid field holds.
+#define PCM_SECTION_OPEN(index_load)                                                           \
+  ".Lpcm_restart%=:\n\t"                                                                       \
+  "movq pcmalloc_rseq_offset(%%rip), %[area]\n\t" PCM_RSEQ_ARM(                                \
+      ".Lpcm_cs%=", "%[scratch]", "%[area]") ".Lpcm_start%=:\n\t" index_load                   \
+                                             "leaq pcmalloc_slab_of+16(%%rip), %[scratch]\n\t" \
+                                             "movq (%[scratch], %[slab], 8), %[slab]\n\t"
 #define PCM_LOAD_CPU_ID PCM_RSEQ_LOAD_INDEX("4", "%[area]", "%[slab]")
-#define PCM_LOAD_MM_CID                  \
-  "movl %%fs:4(%[area]), %k[slab]\n\t"   \
-  "sarl $31, %k[slab]\n\t"               \
-  "orl %%fs:24(%[area]), %k[slab]\n\t"   \
+#define PCM_LOAD_MM_CID                \
+  "movl %%fs:4(%[area]), %k[slab]\n\t" \
+  "sarl $31, %k[slab]\n\t"             \
+  "orl %%fs:24(%[area]), %k[slab]\n\t" \
   "movslq %k[slab], %[slab]\n\t"
 
 // GCC 12 may lose an output of asm goto on its jump edges unless the statement is volatile and
@@ -57,7 +56,7 @@ template <Index kIndex>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* Pop(uintptr_t size_class) {
   void* item;
   uintptr_t area, slab, scratch;
-#define PCM_POP(index_load)                                                           \
+#define PCM_POP(index_load) \
   asm volatile goto(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)               \
                     "movl (%[slab], %[size_class], 8), %k[scratch]\n\t"               \
                     "movq -8(%[slab], %[scratch], 8), %[item]\n\t"                    \
@@ -84,12 +83,12 @@ miss:
   return nullptr;
 }
 
-// Puts an item (bit 0 clear) on the stack of its class; false if the stack is full or the slab closed.
-// Async-signal-safe.
+// Puts an item (bit 0 clear) on the stack of its class; false if the stack is full or the slab
+// closed. Async-signal-safe.
 template <Index kIndex>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Push(uintptr_t size_class, void* item) {
   uintptr_t area, slab, scratch;
-#define PCM_PUSH(index_load)                                                               \
+#define PCM_PUSH(index_load) \
   asm volatile goto(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                    \
                     "movl (%[slab], %[size_class], 8), %k[scratch]\n\t"                    \
                     "cmpl 4(%[slab], %[size_class], 8), %k[scratch]\n\t"                   \
@@ -119,7 +118,7 @@ full:
 template <Index kIndex>
 inline uint32_t PopBatch(uintptr_t size_class, void** out, uint32_t n) {
   uintptr_t area, slab, scratch, item, taken;
-#define PCM_POP_BATCH(index_load)                                                             \
+#define PCM_POP_BATCH(index_load) \
   asm volatile(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                            \
                "xorl %k[taken], %k[taken]\n\t"                                                \
                "movl (%[slab], %[size_class], 8), %k[scratch]\n"                              \
@@ -155,7 +154,7 @@ inline uint32_t PopBatch(uintptr_t size_class, void** out, uint32_t n) {
 template <Index kIndex>
 inline uint32_t PushBatch(uintptr_t size_class, void* const* in, uint32_t n) {
   uintptr_t area, slab, scratch, item, put;
-#define PCM_PUSH_BATCH(index_load)                                                            \
+#define PCM_PUSH_BATCH(index_load) \
   asm volatile(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                            \
                "xorl %k[put], %k[put]\n\t"                                                    \
                "movl (%[slab], %[size_class], 8), %k[scratch]\n"                              \
@@ -194,7 +193,7 @@ inline bool ReplaceHeader(uintptr_t size_class, const Slab* expected_slab, uint6
                           uint64_t desired) {
   uintptr_t area, slab, scratch;
   uint32_t done;
-#define PCM_REPLACE_HEADER(index_load)                                                        \
+#define PCM_REPLACE_HEADER(index_load) \
   asm volatile(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                            \
                "xorl %[done], %[done]\n\t"                                                    \
                "cmpq %[expected_slab], %[slab]\n\t"                                           \

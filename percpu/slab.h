@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the memory layout that critical sections work on: one slab of pointer stacks a CPU, and the
-//   table that leads from a CPU number to its slab.
+// Purpose: the memory layout that critical sections work on: one slab of pointer stacks a CPU, and
+//   the table that leads from a CPU number to its slab.
 //
 //      slab_of   [-2] [-1] | [0] [1] [2] ...
 //                  |    |     |   '--> Slab of CPU 1
-//                closed slab  '------> closed slab, until CPU 0 is first used or while it is stopped
+//                closed slab  '------> closed slab, until CPU 0 is first used or while it is
+//                stopped
 //
 //      Slab      headers[class] = { current, end }     slot numbers: 8-byte words from the slab's start
 //                mark           = 1                    the slot below every stack has bit 0 set
@@ -18,8 +19,8 @@
 //   slab has that for every class. So has class 0 everywhere, which stands for "not a small block".
 //
 // Invariants: a thread without a registered area has index -1 or -2 and meets the closed slab; an
-//   entry is never null below the bound given to InitTable; only a section running on its CPU, or whoever
-//   has stopped that CPU, writes `headers` and the slots; `begin` and `limit` never change.
+//   entry is never null below the bound given to InitTable; only a section running on its CPU, or
+//   whoever has stopped that CPU, writes `headers` and the slots; `begin` and `limit` never change.
 //   Slab memory is recycled, never unmapped.
 // Cost: address space by geometry (see Geometry), memory by the pages of it that are touched.
 #ifndef PCMALLOC_PERCPU_SLAB_H_
@@ -49,7 +50,7 @@ inline constexpr uintptr_t kMark = 1;
 
 struct Slab {
   Header headers[kSlabClasses];
-  uintptr_t mark;  // slot kMarkSlot
+  uintptr_t mark;                // slot kMarkSlot
   uint32_t begin[kSlabClasses];  // first slot of the class
   uint32_t limit[kSlabClasses];  // one past its last slot: `end` never exceeds it
   size_t bytes;                  // of the whole mapping

@@ -22,7 +22,7 @@ struct alignas(64) CpuState {
 };
 
 constinit CpuState cpus[kMaxCpus];
-constinit Lock creation_lock;       // guards the three below, and the first use of an index
+constinit Lock creation_lock;  // guards the three below, and the first use of an index
 constinit Slab* kept_slabs = nullptr;
 constinit std::atomic<size_t> slab_bytes{0};
 constinit std::atomic<unsigned> populated{0};
@@ -37,9 +37,7 @@ Slab** Entry(int index) { return &pcmalloc_slab_of[2 + index]; }
 // The sections load entries with plain instructions on other CPUs.
 void Publish(int index, Slab* slab) { __atomic_store_n(Entry(index), slab, __ATOMIC_RELEASE); }
 
-bool Fence(int index) {
-  return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index);
-}
+bool Fence(int index) { return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index); }
 
 uint64_t Pack(Header header) {
   uint64_t packed;
@@ -63,7 +61,8 @@ size_t BytesFor(const Geometry& geometry) {
   return (bytes + page - 1) & ~(page - 1);
 }
 
-// Sections write slots of a class only once its header was set up, so only the fixed part is touched.
+// Sections write slots of a class only once its header was set up, so only the fixed part is
+// touched.
 void Format(Slab* slab, const Geometry& geometry) {
   for (Header& header : slab->headers) header = kUnusedHeader;
   slab->mark = kMark;
@@ -83,7 +82,8 @@ bool HasGeometry(const Slab* slab, const Geometry& geometry) {
 }
 
 // Needs creation_lock. A kept slab is used again only with the geometry it had: a thread that was
-// preempted in WithCapacity may still write a mark into it, at the place where that geometry has one.
+// preempted in WithCapacity may still write a mark into it, at the place where that geometry has
+// one.
 Slab* MakeSlab(const Geometry& geometry) {
   const size_t bytes = BytesFor(geometry);
   for (Slab** link = &kept_slabs; *link != nullptr; link = &(*link)->next_free) {
@@ -163,8 +163,8 @@ size_t DrainOwned(Slab* slab, Receiver receiver) {
   return drained;
 }
 
-// In locked mode: the slab of the CPU this thread runs on, locked; null if this thread holds it already
-// or there is no memory for one.
+// In locked mode: the slab of the CPU this thread runs on, locked; null if this thread holds it
+// already or there is no memory for one.
 class LockedSlab {
  public:
   LockedSlab() {
@@ -301,10 +301,9 @@ int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
   if (slab == ClosedSlab()) return 0;
   const Header seen = ReadHeader(slab, size_class);
   const Header wanted = WithCapacity(slab, size_class, seen, capacity);
-  const bool done =
-      mode == Mode::kMmCid
-          ? ReplaceHeader<Index::kMmCid>(size_class, slab, Pack(seen), Pack(wanted))
-          : ReplaceHeader<Index::kCpuId>(size_class, slab, Pack(seen), Pack(wanted));
+  const bool done = mode == Mode::kMmCid
+                        ? ReplaceHeader<Index::kMmCid>(size_class, slab, Pack(seen), Pack(wanted))
+                        : ReplaceHeader<Index::kCpuId>(size_class, slab, Pack(seen), Pack(wanted));
   if (!done) return 0;
   return static_cast<int32_t>(CapacityIn(slab, size_class, wanted) -
                               CapacityIn(slab, size_class, seen));
@@ -346,9 +345,7 @@ bool Start(int index, Slab* slab) {
   return true;
 }
 
-bool Restart(int index) {
-  return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab);
-}
+bool Restart(int index) { return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab); }
 
 size_t Drain(int index, Receiver receiver) {
   Slab* slab = Stop(index);
@@ -389,8 +386,8 @@ namespace {
 constinit bool fork_holds_creation = false;
 }  // namespace
 
-// A lock that the forking thread holds already (fork in a signal handler) stays with the code that was
-// interrupted, in both processes; the other locks are noted where they are.
+// A lock that the forking thread holds already (fork in a signal handler) stays with the code that
+// was interrupted, in both processes; the other locks are noted where they are.
 void LockForFork() {
   fork_holds_creation = creation_lock.Acquire();
   for (unsigned i = 0; i < HighestUsed(); ++i) {

@@ -29,8 +29,8 @@ size_t PagesFor(size_t size) { return (size + kPageSize - 1) / kPageSize; }
 void* TakeLarge(size_t alignment, size_t size, bool* zeroed) {
   if (size > PTRDIFF_MAX || alignment > PTRDIFF_MAX) return nullptr;
   Span* span;
-  switch (PageHeap::Take(PagesFor(size == 0 ? 1 : size), alignment < kPageSize ? kPageSize : alignment,
-                         0, &span)) {
+  switch (PageHeap::Take(PagesFor(size == 0 ? 1 : size),
+                         alignment < kPageSize ? kPageSize : alignment, 0, &span)) {
     case PageResult::kOk:
       *zeroed = span->zeroed;
       return reinterpret_cast<void*>(span->start);

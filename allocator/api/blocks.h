@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: a block of any kind: made, measured, resized, taken back. What the entry points share once
-//   the hit path has passed.
+// Purpose: a block of any kind: made, measured, resized, taken back. What the entry points share
+//   once the hit path has passed.
 //
 //      small      <= 256 KiB    a class, from the per-CPU slab           front/
 //      large      above         a span of its own                        pages/page_heap.h
 //      emergency  any           signal handler inside one of our locks   pages/emergency.h
 //      boot       <= 64 KiB     before this library is relocated         boot.h
 //
-// Invariants: every pointer handed out is 16-aligned; freeing anything else than the start of a live
-//   block ends the process with a message where it is noticed; errno is touched by failure only.
+// Invariants: every pointer handed out is 16-aligned; freeing anything else than the start of a
+//   live block ends the process with a message where it is noticed; errno is touched by failure
+//   only.
 // Cost: a page-map lookup to tell the kinds apart.
 #ifndef PCMALLOC_ALLOCATOR_API_BLOCKS_H_
 #define PCMALLOC_ALLOCATOR_API_BLOCKS_H_
@@ -34,8 +35,8 @@ void GiveBlock(void* p);
 // Bytes of the block that the caller may use; 0 for null. Ends the process for a foreign pointer.
 size_t BlockSize(const void* p);
 
-// realloc for a live block and size > 0: in place where possible, else moved. Null: no memory, the old
-// block is as it was.
+// realloc for a live block and size > 0: in place where possible, else moved. Null: no memory, the
+// old block is as it was.
 void* ResizeBlock(void* p, size_t size);
 
 // Bytes that a request of `size` gets, without getting it; 0 if it cannot be served at all.

@@ -15,8 +15,8 @@ alignas(16) constinit char region[kBootBytes] = {};
 constinit std::atomic<size_t> used{0};
 
 // Its own address: zero in the file, filled in by a relocation.
-const void* volatile self_address = const_cast<const void**>(
-    reinterpret_cast<const void* const volatile*>(&self_address));
+const void* volatile self_address =
+    const_cast<const void**>(reinterpret_cast<const void* const volatile*>(&self_address));
 
 size_t* SizeField(const void* p) {
   return reinterpret_cast<size_t*>(reinterpret_cast<uintptr_t>(p) - kHeaderBytes);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: memory for calls that come before the dynamic linker has relocated this library (an IFUNC
-//   resolver of a library that is relocated earlier): no pointer in our data is valid yet, no function
-//   of another library can be called.
+// Purpose: memory for calls that come before the dynamic linker has relocated this library (an
+//   IFUNC resolver of a library that is relocated earlier): no pointer in our data is valid yet, no
+//   function of another library can be called.
 // Invariants: works without any relocation; calls nothing; blocks are never used again.
 // Cost: 64 KiB of address space, touched only if it happens.
 #ifndef PCMALLOC_ALLOCATOR_API_BOOT_H_

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: counts how many operations on small blocks the sections served, in the build that tests read
-//   hit rates from (//:libpcmalloc-counted.so). In the shipped library it compiles to nothing.
+// Purpose: counts how many operations on small blocks the sections served, in the build that tests
+//   read hit rates from (//:libpcmalloc-counted.so). In the shipped library it compiles to nothing.
 // Invariants: none of it is on the hit path unless PCMALLOC_COUNTED is defined.
 // Cost: an atomic addition an operation in the counted build.
 #ifndef PCMALLOC_ALLOCATOR_API_COUNTED_H_

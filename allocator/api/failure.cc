@@ -33,7 +33,9 @@ void* NewFailed(size_t alignment, size_t size) {
   }
   if (std::__throw_bad_alloc != nullptr) std::__throw_bad_alloc();
   Text<> text;
-  text.Str("operator new(").Dec(size).Str(") failed and there is no C++ runtime to throw bad_alloc");
+  text.Str("operator new(")
+      .Dec(size)
+      .Str(") failed and there is no C++ runtime to throw bad_alloc");
   Fatal(text);
 }
 

@@ -28,8 +28,8 @@ void AfterFork() {
 }  // namespace
 
 void InstallForkHandlers() {
-  // Registered first of all, so that it runs last before a fork and first after it: other handlers may
-  // allocate.
+  // Registered first of all, so that it runs last before a fork and first after it: other handlers
+  // may allocate.
   const int error = pthread_atfork(BeforeFork, AfterFork, AfterFork);
   if (error == 0) return;
   Text<> text;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the way of a small block through malloc and free, for every entry point that hands one out
-//   or takes one back: the hit path inline, everything else by a tail call.
+// Purpose: the way of a small block through malloc and free, for every entry point that hands one
+//   out or takes one back: the hit path inline, everything else by a tail call.
 //
 //      Malloc(n)   n -> class (2 instructions) -> gate -> Pop      17 instructions to the return
 //      Free(p)     p -> page -> gate -> class -> Push              20 instructions to the return
 //
-// Invariants: both gates (pcmalloc_small_gate, pcmalloc_primary_arena.fast_pages) are 0 until a mode is
-//   chosen, and stay 0 in every mode but v2safe-cpu: neither "set up?" nor "which mode?" costs a test.
-//   They are plain data without relocations, so even a call that comes before this library is relocated
-//   takes the slow way.
+// Invariants: both gates (pcmalloc_small_gate, pcmalloc_primary_arena.fast_pages) are 0 until a
+//   mode is chosen, and stay 0 in every mode but v2safe-cpu: neither "set up?" nor "which mode?"
+//   costs a test. They are plain data without relocations, so even a call that comes before this
+//   library is relocated takes the slow way.
 // Cost: kept by tests/golden.
 #ifndef PCMALLOC_ALLOCATOR_API_HOT_H_
 #define PCMALLOC_ALLOCATOR_API_HOT_H_

@@ -36,8 +36,8 @@ const char* Environment(const char* name) {
   return nullptr;
 }
 
-// The mode that the request and the kernel allow, and why. Needs the fence: without it no slab could be
-// taken away from a CPU, so memory could neither be drained nor trimmed.
+// The mode that the request and the kernel allow, and why. Needs the fence: without it no slab
+// could be taken away from a CPU, so memory could neither be drained nor trimmed.
 percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
   if (request == RseqRequest::kLocked) {
     why.Str("asked for by PCMALLOC_CONF (rseq:locked)");
@@ -101,7 +101,8 @@ observe::Identity WhoAmI() {
 }
 
 void InitializeSlow() {
-  // Before the C library has set up the environment nothing can be configured; the constructor comes.
+  // Before the C library has set up the environment nothing can be configured; the constructor
+  // comes.
   if (environ == nullptr) return;
   ErrnoSaver saver;
   StartAtTheLatest();

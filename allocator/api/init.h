@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: from the first call to the mode in force: configuration, rseq, slabs, gates, fork handlers.
+// Purpose: from the first call to the mode in force: configuration, rseq, slabs, gates, fork
+//   handlers.
 //
 //      cold --first slow path after libc is up, or our constructor--> busy --> ready
 //

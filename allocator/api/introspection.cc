@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// mallinfo, malloc_info, malloc_stats, malloc_trim, mallopt: the names that programs written for glibc
-// call, with this allocator's figures behind them.
+// mallinfo, malloc_info, malloc_stats, malloc_trim, mallopt: the names that programs written for
+// glibc call, with this allocator's figures behind them.
 #include <errno.h>
 #include <malloc.h>
 #include <stdio.h>
@@ -66,8 +66,8 @@ PCM_EXPORT PcmMallinfo pcmalloc_mallinfo(void) {
   const PcmMallinfo2 wide = pcmalloc_mallinfo2();
   // The fields are int by specification: they saturate instead of wrapping around.
   const auto narrow = [](size_t n) { return n > 0x7fffffff ? 0x7fffffff : static_cast<int>(n); };
-  return {narrow(wide.arena),    narrow(wide.ordblks),  narrow(wide.smblks),  narrow(wide.hblks),
-          narrow(wide.hblkhd),   narrow(wide.usmblks),  narrow(wide.fsmblks), narrow(wide.uordblks),
+  return {narrow(wide.arena),    narrow(wide.ordblks), narrow(wide.smblks),  narrow(wide.hblks),
+          narrow(wide.hblkhd),   narrow(wide.usmblks), narrow(wide.fsmblks), narrow(wide.uordblks),
           narrow(wide.fordblks), narrow(wide.keepcost)};
 }
 
@@ -101,8 +101,8 @@ PCM_EXPORT int malloc_info(int options, FILE* stream) {
   return fputs(xml.c_str(), stream) < 0 ? -1 : 0;
 }
 
-// Options whose meaning exists here take effect; glibc's other ones are accepted and have none, as on
-// glibc itself where a tunable does not apply.
+// Options whose meaning exists here take effect; glibc's other ones are accepted and have none, as
+// on glibc itself where a tunable does not apply.
 PCM_EXPORT int mallopt(int option, int value) {
   switch (option) {
     case M_TRIM_THRESHOLD:

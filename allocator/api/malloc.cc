@@ -163,7 +163,9 @@ PCM_EXPORT void* __libc_realloc(void* p, size_t size) { return realloc(p, size);
 PCM_EXPORT void* __libc_reallocarray(void* p, size_t count, size_t size) {
   return reallocarray(p, count, size);
 }
-PCM_EXPORT void* __libc_memalign(size_t alignment, size_t size) { return memalign(alignment, size); }
+PCM_EXPORT void* __libc_memalign(size_t alignment, size_t size) {
+  return memalign(alignment, size);
+}
 PCM_EXPORT void* __libc_valloc(size_t size) { return valloc(size); }
 PCM_EXPORT void* __libc_pvalloc(size_t size) { return pvalloc(size); }
 PCM_EXPORT int __posix_memalign(void** out, size_t alignment, size_t size) {

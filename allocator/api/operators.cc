@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C++ operators: 8 forms of new, 12 of delete. Nothing here needs libstdc++ unless an allocation
-// fails: what a failure calls are weak references, which a C++ program brings along.
+// The C++ operators: 8 forms of new, 12 of delete. Nothing here needs libstdc++ unless an
+// allocation fails: what a failure calls are weak references, which a C++ program brings along.
 #include <stddef.h>
 #include <stdint.h>
 

@@ -10,9 +10,9 @@
 namespace pcmalloc {
 namespace {
 
-// offset / object_size by a multiplication. Exact for the first byte of every object of a span of up
-// to 1 MiB (central_list_test tries them all); for other addresses it may be one too high, which the
-// comparison with the object's start notices all the same.
+// offset / object_size by a multiplication. Exact for the first byte of every object of a span of
+// up to 1 MiB (central_list_test tries them all); for other addresses it may be one too high, which
+// the comparison with the object's start notices all the same.
 uint32_t IndexOf(const Span* span, uintptr_t address) {
   return static_cast<uint32_t>(((address - span->start) * span->object_inverse) >> 32);
 }
@@ -77,8 +77,7 @@ bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   if (objects > Span::kMaxObjects) objects = Span::kMaxObjects;
   span->objects = span->free_objects = static_cast<uint16_t>(objects);
   span->object_size = info.size;
-  span->object_inverse =
-      static_cast<uint32_t>(((uint64_t{1} << 32) + info.size - 1) / info.size);
+  span->object_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + info.size - 1) / info.size);
   for (size_t word = 0; word < Span::kMaxObjects / 64; ++word) {
     const size_t first = word * 64;
     span->free_bits[word] = objects >= first + 64 ? ~uint64_t{0}

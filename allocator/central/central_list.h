@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the free objects of one size class that no cache holds, kept as bitmaps in the spans they
-//   belong to; spans are taken from and given back to the page heap here.
+// Purpose: the free objects of one size class that no cache holds, kept as bitmaps in the spans
+//   they belong to; spans are taken from and given back to the page heap here.
 //
 //      lists[0]  spans with the fewest free objects     Take starts here, so that the others empty out
 //        ...
 //      lists[7]  spans that are nearly all free         an all-free span goes back to the page heap
 //      (a span without a free object is in no list)
 //
-// Invariants: an object's bit is set exactly while it is here; setting a bit that is set is a double
-//   free and ends the process. Freed memory itself is never written or read.
+// Invariants: an object's bit is set exactly while it is here; setting a bit that is set is a
+//   double free and ends the process. Freed memory itself is never written or read.
 // Cost: one lock a batch; about five instructions an object to take, ten to give.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_
 #define PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_
@@ -37,9 +37,9 @@ class CentralList {
   // Takes up to `n` objects; fewer only with a reason in *shortage. Async-signal-safe.
   uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
 
-  // Gives objects of the class back; returns how many were taken, fewer than `n` only when re-entrant.
-  // An object that no span of this class holds, or that is free already, ends the process with a
-  // message.
+  // Gives objects of the class back; returns how many were taken, fewer than `n` only when
+  // re-entrant. An object that no span of this class holds, or that is free already, ends the
+  // process with a message.
   uint32_t Give(unsigned size_class, void* const* in, uint32_t n);
 
   // Whether the block is free here already; for messages about misuse only.

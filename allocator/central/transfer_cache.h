@@ -8,8 +8,8 @@
 //                                    v              ^
 //                                     CentralList
 //
-// Invariants: at most kSlots objects and about kMaxBytes bytes of them; async-signal-safe: where this
-//   thread holds the lock already, the call says so and does nothing.
+// Invariants: at most kSlots objects and about kMaxBytes bytes of them; async-signal-safe: where
+//   this thread holds the lock already, the call says so and does nothing.
 // Cost: one uncontended lock and a copy for a batch.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_TRANSFER_CACHE_H_
 #define PCMALLOC_ALLOCATOR_CENTRAL_TRANSFER_CACHE_H_
@@ -23,12 +23,12 @@
 
 namespace pcmalloc::central {
 
-// Takes up to `n` objects of a class from the transfer cache, else from the spans; fewer than `n` only
-// with a reason in *shortage.
+// Takes up to `n` objects of a class from the transfer cache, else from the spans; fewer than `n`
+// only with a reason in *shortage.
 uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
 
-// Gives objects back; returns how many were taken: fewer than `n` only when this thread was interrupted
-// while it held a lock that is needed.
+// Gives objects back; returns how many were taken: fewer than `n` only when this thread was
+// interrupted while it held a lock that is needed.
 uint32_t Give(unsigned size_class, void* const* in, uint32_t n);
 
 // Moves everything that the transfer caches hold down to the spans; returns the number of bytes.

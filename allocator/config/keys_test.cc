@@ -296,8 +296,7 @@ TEST_F(KeysTest, SurvivesRandomText) {
     understood += memcmp(&before, &fields_, sizeof(before)) != 0;
   }
   ExpectGuards();
-  EXPECT_GT(understood, 3000) << "the random text hardly ever means anything (seed " << seed
-                               << ")";
+  EXPECT_GT(understood, 3000) << "the random text hardly ever means anything (seed " << seed << ")";
 }
 
 }  // namespace

@@ -11,8 +11,8 @@ namespace pcmalloc::front {
 namespace {
 
 struct alignas(64) Books {
-  std::atomic<int64_t> used{0};      // bytes; capacity * size over all classes
-  std::atomic<uint32_t> victim{0};   // where the search for capacity to take goes on
+  std::atomic<int64_t> used{0};     // bytes; capacity * size over all classes
+  std::atomic<uint32_t> victim{0};  // where the search for capacity to take goes on
 };
 constinit Books books[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> steals{0};
@@ -39,7 +39,8 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
     if (after >= before) continue;
     steals.fetch_add(1, std::memory_order_relaxed);
     bytes -= int64_t{before - after} * kClasses[c].size;
-    // What lies above the new end can still be popped, but it is over budget: a batch of it goes down.
+    // What lies above the new end can still be popped, but it is over budget: a batch of it goes
+    // down.
     void* items[kMaxBatch];
     const uint32_t surplus = before - after < kMaxBatch ? before - after : kMaxBatch;
     Return(c, items, percpu::PopBatch(c, items, surplus));

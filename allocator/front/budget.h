@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: how many bytes of objects a CPU's slab may hold in all, and which class gets how much of it.
+// Purpose: how many bytes of objects a CPU's slab may hold in all, and which class gets how much of
+//   it.
 //
 //      capacity of a class: 0 -> 8 slots -> doubled at every miss -> what the geometry allows,
 //      as long as the CPU's budget lasts; then taken, half at a time, from classes in turn.
 //
-// Invariants: the books change only by what SetCapacity has really changed, so concurrent threads on
-//   one CPU cannot book a change twice.
+// Invariants: the books change only by what SetCapacity has really changed, so concurrent threads
+//   on one CPU cannot book a change twice.
 // Cost: a few loads and one section a miss; a steal costs a section and a batch a victim.
 #ifndef PCMALLOC_ALLOCATOR_FRONT_BUDGET_H_
 #define PCMALLOC_ALLOCATOR_FRONT_BUDGET_H_

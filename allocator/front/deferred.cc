@@ -29,8 +29,8 @@ void Defer(void* p) {
   void* next = head.load(std::memory_order_relaxed);
   do {
     *LinkOf(p) = next;
-  } while (!head.compare_exchange_weak(next, p, std::memory_order_release,
-                                       std::memory_order_relaxed));
+  } while (
+      !head.compare_exchange_weak(next, p, std::memory_order_release, std::memory_order_relaxed));
 }
 
 bool HasDeferred() { return head.load(std::memory_order_relaxed) != nullptr; }

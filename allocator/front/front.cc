@@ -35,7 +35,8 @@ void Count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
   counter.fetch_add(by, std::memory_order_relaxed);
 }
 
-// The index whose slab this thread may use, after removing what stands in the way; -1 if nothing can.
+// The index whose slab this thread may use, after removing what stands in the way; -1 if nothing
+// can.
 int ReadyIndex() {
   int index = percpu::CurrentIndex();
   if (index < 0) {

@@ -25,8 +25,10 @@ struct Row {
   uint64_t (*value)(const Snapshot&);
 };
 
-#define PCM_ROW(key, label, kind, field) \
-  {key, label, Kind::kind, [](const Snapshot& s) -> uint64_t { return s.field; }}
+#define PCM_ROW(key, label, kind, field)                                          \
+  {                                                                               \
+    key, label, Kind::kind, [](const Snapshot& s) -> uint64_t { return s.field; } \
+  }
 
 constexpr Row kRows[] = {
     PCM_ROW("small_operations", "small operations", kCount, small_operations),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: the allocator's figures, gathered in one place and written for people and for machines.
-// Invariants: nothing is allocated; a snapshot is taken layer by layer while the process goes on, so
-//   its figures belong together only as well as a running process allows.
+// Invariants: nothing is allocated; a snapshot is taken layer by layer while the process goes on,
+//   so its figures belong together only as well as a running process allows.
 // Cost: tens of microseconds and 32 KiB of stack; never on a path of malloc.
 #ifndef PCMALLOC_ALLOCATOR_OBSERVE_STATS_H_
 #define PCMALLOC_ALLOCATOR_OBSERVE_STATS_H_

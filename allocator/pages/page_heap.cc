@@ -231,7 +231,8 @@ void ApplyPolicy() {
   if (target == 0) return;
   const uint64_t returned = ReturnLongest(target, ReleasePolicy::kShortestRange);
   const uint64_t left = idle - returned;
-  heap.next_pass_bytes = returned >= target ? 0 : left + ReleasePolicy::Bound(used, heap.idle_limit) / 4;
+  heap.next_pass_bytes =
+      returned >= target ? 0 : left + ReleasePolicy::Bound(used, heap.idle_limit) / 4;
 }
 
 // Unmaps a further arena that holds nothing but free spans.

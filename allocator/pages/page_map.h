@@ -7,8 +7,9 @@
 //      class 0: not a small block (large, free, the maps' own pages)
 //
 // Invariants: `pages` and `fast_pages` count only pages whose map bytes are readable; they are 0
-//   until the first arena exists, so the fast path of free needs no test for "set up". The primary arena never moves and
-//   is never unmapped. Entries of further arenas are found by the slow functions only.
+//   until the first arena exists, so the fast path of free needs no test for "set up". The primary
+//   arena never moves and is never unmapped. Entries of further arenas are found by the slow
+//   functions only.
 // Cost: ClassOf is a subtraction, a shift, a compare and a load; SpanOf two loads more, plus a
 //   scan of a handful of arenas for addresses outside of the primary one.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_MAP_H_
@@ -26,8 +27,8 @@ namespace pcmalloc {
 struct PrimaryArena {
   const uint8_t* base;  // of the arena and of its page map
   size_t pages;         // of the arena, from base on, that have a map entry
-  // The same for the inline path of free: 0 until PageHeap::OpenFastFree, and for good in every mode
-  // whose frees that path cannot serve.
+  // The same for the inline path of free: 0 until PageHeap::OpenFastFree, and for good in every
+  // mode whose frees that path cannot serve.
   size_t fast_pages;
 };
 extern "C" __attribute__((visibility("hidden"))) PrimaryArena pcmalloc_primary_arena;

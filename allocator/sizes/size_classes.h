@@ -6,9 +6,10 @@
 //              1 .. 64    16, 32, 48 ... 1024 bytes: one class every 16 bytes, no table to look up
 //              65 .. 128  eight classes per doubling: 1152, 1280 ... 2048, 2304 ... 262144 bytes
 //
-// Invariants: every class size is a multiple of 16; a class size is never more than 12.5 % above the
-//   smallest request above 128 bytes that it serves; the size of the class of a request that is a
-//   multiple of 2^k (k <= 13) is a multiple of 2^k too, so aligned blocks need no classes of their own.
+// Invariants: every class size is a multiple of 16; a class size is never more than 12.5 % above
+//   the smallest request above 128 bytes that it serves; the size of the class of a request that is
+//   a multiple of 2^k (k <= 13) is a multiple of 2^k too, so aligned blocks need no classes of
+//   their own.
 // Cost: two instructions up to 1 KiB, about eight above; no memory access.
 #ifndef PCMALLOC_ALLOCATOR_SIZES_SIZE_CLASSES_H_
 #define PCMALLOC_ALLOCATOR_SIZES_SIZE_CLASSES_H_

@@ -59,8 +59,8 @@
 
 // Where the kernel sends an aborted thread, with rseq_cs = 0. `target` loads everything anew. The
 // three bytes make the signature the operand of an instruction that traps (ud1), so that a
-// disassembly stays readable and falling into it is noticed. Every abort is counted: it is rare, and
-// the count is how a test sees that the kernel keeps its promise.
+// disassembly stays readable and falling into it is noticed. Every abort is counted: it is rare,
+// and the count is how a test sees that the kernel keeps its promise.
 #define PCM_RSEQ_ABORT(abort, target)                             \
   ".pushsection .text.unlikely.pcmalloc_rseq_abort, \"ax?\"\n\t"  \
   ".byte 0x0f, 0xb9, 0x3d\n\t"                                    \
