@@ -36,28 +36,28 @@ inline constexpr uint32_t kUninitialized = 0xffffffffu;  // cpu_id of a thread n
 inline constexpr uint32_t kFailed = 0xfffffffeu;         // cpu_id after a refused registration
 
 enum class Owner : uint8_t {
-  kNone,   // rseq cannot be used in this process: see Discovery::reason
-  kLibc,   // the C library registered each thread's area and we share it
-  kOwn,    // this library registers its own thread-local area, thread by thread
+  kNone,  // rseq cannot be used in this process: see Discovery::reason
+  kLibc,  // the C library registered each thread's area and we share it
+  kOwn,   // this library registers its own thread-local area, thread by thread
 };
 
 struct Discovery {
   Owner owner;
-  int refused_error;            // error number of the refused rseq call when kNone, else 0
-  uint32_t feature_size;        // AT_RSEQ_FEATURE_SIZE, 0 where the kernel does not say
-  uint32_t alignment;           // AT_RSEQ_ALIGN, 0 where the kernel does not say
-  uint32_t registered_length;   // bytes that are (kLibc) or will be (kOwn) registered; 0 unknown
-  bool mm_cid_maintained;       // the registered area's mm_cid can be used as an index
-  bool fence_available;         // membarrier(PRIVATE_EXPEDITED_RSEQ) is there and registered for
-  bool fence_one_cpu;           // and takes a CPU number
-  int fence_error;              // error number when not available
-  uint32_t cpu_bound;           // every cpu_id and mm_cid is below it
-  char reason[192];             // in words, for an administrator: why this owner, or why none
+  int refused_error;           // error number of the refused rseq call when kNone, else 0
+  uint32_t feature_size;       // AT_RSEQ_FEATURE_SIZE, 0 where the kernel does not say
+  uint32_t alignment;          // AT_RSEQ_ALIGN, 0 where the kernel does not say
+  uint32_t registered_length;  // bytes that are (kLibc) or will be (kOwn) registered; 0 unknown
+  bool mm_cid_maintained;      // the registered area's mm_cid can be used as an index
+  bool fence_available;        // membarrier(PRIVATE_EXPEDITED_RSEQ) is there and registered for
+  bool fence_one_cpu;          // and takes a CPU number
+  int fence_error;             // error number when not available
+  uint32_t cpu_bound;          // every cpu_id and mm_cid is below it
+  char reason[192];            // in words, for an administrator: why this owner, or why none
 };
 
-// Offset of the rseq area from the thread pointer, the same in every thread. Points at this library's
-// own area until Discover() has adopted the C library's. Read by the sections.
-extern "C" ptrdiff_t pcmalloc_rseq_offset;
+// Offset of the rseq area from the thread pointer, the same in every thread. Points at this
+// library's own area until Discover() has adopted the C library's. Read by the sections.
+extern "C" __attribute__((visibility("hidden"))) ptrdiff_t pcmalloc_rseq_offset;
 
 // Finds out, registers the process for fences and the calling thread for rseq (when kOwn); the same
 // answer on every later call. Call it while single-threaded if possible; a race is harmless.
@@ -67,11 +67,22 @@ const Discovery& Discover();
 Area* ThisArea();
 
 // Registers the calling thread's own area if it has none yet; true if its cpu_id is usable
-// afterwards. Blocks signals for the duration. Two or three system calls the first time in a thread,
-// a load afterwards; a refusal is remembered per thread (cpu_id = kFailed).
+// afterwards. Blocks signals for the duration. Four system calls the first time in a thread, a load
+// afterwards; a refusal is remembered per thread (cpu_id = kFailed). False, with nothing changed,
+// in a vfork or CLONE_VM child whose parent thread is not registered: it shares the parent's area.
 bool EnsureThreadRegistered();
 
-// The CPU the calling thread runs on by rseq, or by getcpu where there is no rseq. Only a hint.
+// Undoes EnsureThreadRegistered() for a thread about to end; the area then stays kFailed. Only
+// where the C library unmaps a thread's storage while it still runs (musl, detached threads): the
+// kernel would write to the lost area and kill the process. Does nothing unless the owner is kOwn.
+void UnregisterThread();
+
+// Writes 0 to the calling thread's rseq_cs. Before the library is unmapped, in each thread: the
+// kernel reads the descriptor that rseq_cs names, and a lost one is a SIGSEGV.
+void ForgetSections();
+
+// The CPU the calling thread runs on by rseq, or by getcpu where there is no rseq; -1 where neither
+// works. Only a hint.
 int CurrentCpu();
 
 // Waits until every section that runs on `cpu` now has committed or will be aborted, and every
@@ -81,6 +92,10 @@ int CurrentCpu();
 
 // The same for all CPUs. Needed wherever the index is mm_cid, which is not tied to a CPU.
 [[nodiscard]] bool FenceAll();
+
+// Sections of this process that the kernel has aborted so far; counted by the abort stubs.
+extern "C" __attribute__((visibility("hidden"))) uint64_t pcmalloc_rseq_aborts;
+inline uint64_t Aborts() { return __atomic_load_n(&pcmalloc_rseq_aborts, __ATOMIC_RELAXED); }
 
 }  // namespace pcmalloc::rseq
 

@@ -28,7 +28,7 @@ class TextBuffer {
   TextBuffer& Ptr(const void* p) { return Hex(reinterpret_cast<uintptr_t>(p)); }
   TextBuffer& Bytes(uint64_t bytes);  // "48 B", "1.5 KiB", "2.0 GiB"
   TextBuffer& Fixed(uint64_t numerator, uint64_t denominator, int decimals);  // quotient
-  TextBuffer& Pad(size_t column);  // spaces up to a column counted from the last newline
+  TextBuffer& Pad(size_t column);    // spaces up to a column counted from the last newline
   TextBuffer& ErrorName(int error);  // "ENOMEM", or "error 71" for a rare one
 
   const char* c_str() const { return begin_; }

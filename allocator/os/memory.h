@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the kernel's memory interface as the allocator needs it: reserve, commit, return, release.
+// Purpose: the kernel's memory interface as the allocator needs it: reserve, commit, return,
+//   release.
 // Invariants: errno is kept; every refusal is reported to the caller, none is ignored; sizes and
 //   addresses are multiples of KernelPageSize() unless said otherwise; nothing is allocated.
 // Cost: one system call each, except the cached constants.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: hands out runs of pages and takes them back, merges neighbours, returns whole free ranges
-//   to the operating system.
+// Purpose: hands out runs of pages and takes them back, merges neighbours, returns whole free
+//   ranges to the operating system.
 // Invariants: one lock guards all of it; no function waits for a lock that the calling thread holds
 //   already (kReentrant instead); free neighbours are always merged unless one is returned and the
 //   other is not; a page's map entries are right whenever no lock is held.
@@ -46,23 +46,31 @@ class PageHeap {
   static PageResult Give(Span* span);
 
   // Makes a kLarge span longer or shorter where it is. Growing fails with kNoMemory when the pages
-  // behind it are in use; pages cut off go back to the heap.
+  // behind it are in use; pages cut off go back to the heap. Shrinking fails, and changes nothing,
+  // only if a Span object is needed and refused.
   static PageResult Resize(Span* span, size_t pages);
 
   // Moves the contents of a kLarge span to another of at least its length by moving page tables
-  // (mremap with MREMAP_DONTUNMAP); false where the kernel cannot: then copy. `from` stays allocated
-  // with undefined contents.
+  // (mremap with MREMAP_DONTUNMAP); false where the kernel cannot: then copy. `from` stays
+  // allocated with undefined contents.
+  // Moved pages are mappings of their own to the kernel: for blocks of some hundred KiB and more.
   static bool MovePages(const Span* from, const Span* to);
 
   // Returns at least `bytes` of free memory to the operating system, whole free ranges, largest
   // first, as far as there are any; returns the number of bytes returned.
   static size_t Release(size_t bytes);
 
+  // Lets the inline path of free use the page map from now on (pcmalloc_primary_arena.fast_pages).
+  static void OpenFastFree();
+
+  // How much free memory may stay resident whatever the heap's size (mallopt's M_TRIM_THRESHOLD).
+  static void SetIdleLimit(size_t bytes);
+
   static PageStats Stats();
 
-  // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in the
-  // sense of Lock: if the calling thread holds the lock already, it returns false and nothing is to
-  // be unlocked.
+  // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in
+  // the sense of Lock: if the calling thread holds the lock already, it returns false and nothing
+  // is to be unlocked.
   static bool LockForFork();
   static void UnlockAfterFork();
 };

@@ -5,8 +5,8 @@
 //      arena   | page map | span map | p p p p p p p p p p p p p p p ...          (p = 8 KiB page)
 //                                      \___ Span ___/ \__ Span __/
 //
-// Invariants: every page of the used part of an arena belongs to exactly one Span; Span objects live
-//   outside of the memory they describe and are recycled, never unmapped.
+// Invariants: every page of the used part of an arena belongs to exactly one Span; Span objects
+//   live outside of the memory they describe and are recycled, never unmapped.
 // Cost: 192 bytes a span.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
 #define PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
@@ -43,11 +43,11 @@ struct Span {
   // kLarge: bytes between start and the block that the caller got (alignment beyond a page never
   // leaves any today; kept for blocks placed off the page boundary).
   // kSmall: the fields of allocator/central.
-  uint16_t objects;        // how many the span was cut into
-  uint16_t free_objects;   // how many of them have their bit set below
-  uint32_t object_size;    // bytes
-  uint32_t object_inverse; // 2^32 / object_size rounded up: index = offset * inverse >> 32
-  uint32_t list_index;     // which occupancy list of its central list the span is in
+  uint16_t objects;         // how many the span was cut into
+  uint16_t free_objects;    // how many of them have their bit set below
+  uint32_t object_size;     // bytes
+  uint32_t object_inverse;  // 2^32 / object_size rounded up: index = offset * inverse >> 32
+  uint32_t list_index;      // which occupancy list of its central list the span is in
   uint64_t free_bits[kMaxObjects / 64];
 
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }

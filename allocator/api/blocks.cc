@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/api/blocks.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#include "absl/base/optimization.h"
+#include "allocator/api/boot.h"
+#include "allocator/api/counted.h"
+#include "allocator/api/init.h"
+#include "allocator/base/report.h"
+#include "allocator/base/syscall.h"
+#include "allocator/front/deferred.h"
+#include "allocator/front/front.h"
+#include "allocator/pages/emergency.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
+#include "allocator/sizes/size_classes.h"
+
+namespace pcmalloc {
+namespace {
+
+// A large block shrinks in place by giving back its tail if that is worth a lock.
+constexpr size_t kWorthCutting = 4 * kPageSize;
+
+size_t PagesFor(size_t size) { return (size + kPageSize - 1) / kPageSize; }
+
+// A span of its own. `zeroed` says whether the caller may skip clearing it.
+void* TakeLarge(size_t alignment, size_t size, bool* zeroed) {
+  if (size > PTRDIFF_MAX || alignment > PTRDIFF_MAX) return nullptr;
+  Span* span;
+  switch (PageHeap::Take(PagesFor(size == 0 ? 1 : size),
+                         alignment < kPageSize ? kPageSize : alignment, 0, &span)) {
+    case PageResult::kOk:
+      *zeroed = span->zeroed;
+      return reinterpret_cast<void*>(span->start);
+    case PageResult::kReentrant:
+      *zeroed = false;
+      return EmergencyTake(size, alignment);
+    case PageResult::kNoMemory:
+      break;
+  }
+  return nullptr;
+}
+
+void* TakeSmall(unsigned size_class) {
+  CountSlow();
+  if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
+  return front::Allocate(size_class);
+}
+
+void* TakeOnce(size_t size) {
+  if (size <= kMaxSmallSize) return TakeSmall(SizeClassOf(size));
+  bool zeroed;
+  return TakeLarge(kMinAlignment, size, &zeroed);
+}
+
+// When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
+template <typename TakeFn>
+void* TakeOrTrim(size_t size, TakeFn take) {
+  void* p = take();
+  if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
+  front::Trim();
+  return take();
+}
+
+[[noreturn]] void FatalPointer(const char* what, const void* p, const char* why) {
+  Text<> text;
+  text.Str(what).Str(" of ").Ptr(p).Str(": ").Str(why);
+  Fatal(text);
+}
+
+// The live large block that starts at p, or a message and the end.
+Span* LargeSpan(const char* what, const void* p) {
+  Span* span = SpanOf(p);
+  if (span == nullptr) FatalPointer(what, p, "the address was not allocated by this allocator");
+  if (span->state == SpanState::kFree) {
+    FatalPointer(what, p, "the memory is free already (double free, or a stale pointer)");
+  }
+  if (span->start != reinterpret_cast<uintptr_t>(p)) {
+    FatalPointer(what, p, "the address points into a block, not to its start");
+  }
+  return span;
+}
+
+void* Moved(void* p, size_t old_size, size_t size) {
+  void* moved = TakeBlock(size);
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, old_size < size ? old_size : size);
+  GiveBlock(p);
+  return moved;
+}
+
+void* ResizeLarge(Span* span, size_t size) {
+  void* p = reinterpret_cast<void*>(span->start);
+  const size_t pages = PagesFor(size);
+  if (size > kMaxSmallSize) {
+    if (pages <= span->pages) {
+      if ((span->pages - pages) * kPageSize >= kWorthCutting) PageHeap::Resize(span, pages);
+      return p;
+    }
+    if (PageHeap::Resize(span, pages) == PageResult::kOk) return p;
+    bool zeroed;
+    void* moved = TakeLarge(kMinAlignment, size, &zeroed);
+    if (moved == nullptr) return nullptr;
+    Span* to = SpanOf(moved);
+    if (to == nullptr || !PageHeap::MovePages(span, to)) memcpy(moved, p, span->bytes());
+    GiveBlock(p);
+    return moved;
+  }
+  return Moved(p, span->bytes(), size);
+}
+
+}  // namespace
+
+void* TakeBlock(size_t size) {
+  if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, kMinAlignment);
+  Initialize();
+  return TakeOrTrim(size, [=] { return TakeOnce(size); });
+}
+
+void* TakeAligned(size_t alignment, size_t size) {
+  if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, alignment);
+  Initialize();
+  if (alignment <= kPageSize && size <= kMaxSmallSize) {
+    // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h.
+    const size_t rounded = (size + (size == 0) + alignment - 1) & ~(alignment - 1);
+    if (rounded <= kMaxSmallSize) return TakeBlock(rounded);
+  }
+  bool zeroed;
+  return TakeOrTrim(size, [&] { return TakeLarge(alignment, size, &zeroed); });
+}
+
+void* TakeZeroed(size_t size) {
+  if (size <= kMaxSmallSize || ABSL_PREDICT_FALSE(!Relocated())) {
+    void* p = TakeBlock(size);
+    // What boot memory hands out has never been used.
+    if (p != nullptr && !BootOwns(p)) memset(p, 0, size);
+    return p;
+  }
+  Initialize();
+  bool zeroed = false;
+  void* p = TakeOrTrim(size, [&] { return TakeLarge(kMinAlignment, size, &zeroed); });
+  if (p != nullptr && !zeroed) memset(p, 0, size);
+  return p;
+}
+
+void GiveBlock(void* p) {
+  if (p == nullptr || ABSL_PREDICT_FALSE(BootOwns(p))) return;
+  const unsigned size_class = ClassOf(p);
+  if (size_class != 0) {
+    CountSlow();
+    front::Deallocate(size_class, p);
+    return;
+  }
+  if (ABSL_PREDICT_FALSE(EmergencyOwns(p))) {
+    EmergencyGive(p);
+    return;
+  }
+  Span* span = LargeSpan("free", p);
+  if (PageHeap::Give(span) == PageResult::kReentrant) front::Defer(p);
+}
+
+size_t BlockSize(const void* p) {
+  if (p == nullptr) return 0;
+  if (ABSL_PREDICT_FALSE(BootOwns(p))) return BootSize(p);
+  const unsigned size_class = ClassOf(p);
+  if (size_class != 0) return kClasses[size_class].size;
+  if (EmergencyOwns(p)) return EmergencySize(p);
+  return LargeSpan("malloc_usable_size", p)->bytes();
+}
+
+void* ResizeBlock(void* p, size_t size) {
+  if (ABSL_PREDICT_FALSE(BootOwns(p) || !Relocated())) {
+    void* moved = TakeBlock(size);
+    if (moved != nullptr) BootCopy(moved, p, BootSize(p) < size ? BootSize(p) : size);
+    return moved;
+  }
+  const unsigned size_class = ClassOf(p);
+  if (size_class == 0) {
+    if (EmergencyOwns(p)) {
+      const size_t old_size = EmergencySize(p);
+      return size <= old_size ? p : Moved(p, old_size, size);
+    }
+    return ResizeLarge(LargeSpan("realloc", p), size);
+  }
+  const size_t old_size = kClasses[size_class].size;
+  // A block that is more than half used stays where it is: moving it would save less than it costs.
+  if (size <= old_size && (size > old_size / 2 || old_size <= 64)) return p;
+  void* moved = Moved(p, old_size, size);
+  // Shrinking cannot fail: the old block serves as well.
+  return moved == nullptr && size <= old_size ? p : moved;
+}
+
+size_t BlockSizeFor(size_t size) {
+  if (size <= kMaxSmallSize) return ClassSize(SizeClassOf(size));
+  if (size > PTRDIFF_MAX) return 0;
+  return PagesFor(size) * kPageSize;
+}
+
+size_t TrimBlocks(size_t keep_bytes) {
+  if (front::HasDeferred()) front::FlushDeferred(GiveBlock);
+  front::Trim();
+  const size_t free_bytes = PageHeap::Stats().free_bytes;
+  return free_bytes > keep_bytes ? PageHeap::Release(free_bytes - keep_bytes) : 0;
+}
+
+}  // namespace pcmalloc

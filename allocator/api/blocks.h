@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: a block of any kind: made, measured, resized, taken back. What the entry points share
+//   once the hit path has passed.
+//
+//      small      <= 256 KiB    a class, from the per-CPU slab           front/
+//      large      above         a span of its own                        pages/page_heap.h
+//      emergency  any           signal handler inside one of our locks   pages/emergency.h
+//      boot       <= 64 KiB     before this library is relocated         boot.h
+//
+// Invariants: every pointer handed out is 16-aligned; freeing anything else than the start of a
+//   live block ends the process with a message where it is noticed; errno is touched by failure
+//   only.
+// Cost: a page-map lookup to tell the kinds apart.
+#ifndef PCMALLOC_ALLOCATOR_API_BLOCKS_H_
+#define PCMALLOC_ALLOCATOR_API_BLOCKS_H_
+
+#include <stddef.h>
+
+namespace pcmalloc {
+
+// A block of at least `size` bytes, whatever the hit path can or cannot do. Null: no memory (errno
+// untouched).
+void* TakeBlock(size_t size);
+
+// The same at a multiple of `alignment` bytes, a power of two.
+void* TakeAligned(size_t alignment, size_t size);
+
+// The same as TakeBlock, all of it zero. Fresh pages are not written.
+void* TakeZeroed(size_t size);
+
+// Takes back anything that free() may get, null included.
+void GiveBlock(void* p);
+
+// Bytes of the block that the caller may use; 0 for null. Ends the process for a foreign pointer.
+size_t BlockSize(const void* p);
+
+// realloc for a live block and size > 0: in place where possible, else moved. Null: no memory, the
+// old block is as it was.
+void* ResizeBlock(void* p, size_t size);
+
+// Bytes that a request of `size` gets, without getting it; 0 if it cannot be served at all.
+size_t BlockSizeFor(size_t size);
+
+// Returns free memory to the operating system, caches emptied first. Bytes returned.
+size_t TrimBlocks(size_t keep_bytes);
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_API_BLOCKS_H_

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one file that is compiled with exceptions. The personality routine and what else the compiler
+// refers to are made weak below, so that the shared object does not need libstdc++.
+#include "allocator/api/failure.h"
+
+#include "allocator/api/blocks.h"
+#include "allocator/base/report.h"
+
+namespace std {
+using new_handler = void (*)();
+new_handler get_new_handler() noexcept __attribute__((weak));
+void __throw_bad_alloc() __attribute__((noreturn, weak));
+}  // namespace std
+
+extern "C" {
+void* __cxa_begin_catch(void*) noexcept __attribute__((weak));
+void __cxa_end_catch() __attribute__((weak));
+void __gxx_personality_v0() __attribute__((weak));
+}
+// A reference in the unwind tables alone does not make the compiler say that the symbol is weak.
+__attribute__((used)) static void (*const personality)() = __gxx_personality_v0;
+
+namespace pcmalloc {
+
+void* NewFailed(size_t alignment, size_t size) {
+  while (true) {
+    const std::new_handler handler =
+        std::get_new_handler != nullptr ? std::get_new_handler() : nullptr;
+    if (handler == nullptr) break;
+    handler();
+    if (void* p = TakeAligned(alignment, size)) return p;
+  }
+  if (std::__throw_bad_alloc != nullptr) std::__throw_bad_alloc();
+  Text<> text;
+  text.Str("operator new(")
+      .Dec(size)
+      .Str(") failed and there is no C++ runtime to throw bad_alloc");
+  Fatal(text);
+}
+
+void* NothrowNewFailed(size_t alignment, size_t size) noexcept {
+  try {
+    if (std::get_new_handler == nullptr || std::get_new_handler() == nullptr) return nullptr;
+    return NewFailed(alignment, size);
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+}  // namespace pcmalloc

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pcmalloc: what it offers beyond malloc's own names. C11 and C++.
+ *
+ * Purpose: ask how the allocator works in this process, read its statistics, empty its caches.
+ * Invariants: every function may be called from any thread; none sets errno. "Signal-safe" is said
+ *   where it holds. Strings returned live as long as the process.
+ * Cost: said at each function.
+ */
+#ifndef PCMALLOC_PCMALLOC_H_
+#define PCMALLOC_PCMALLOC_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How small blocks are served in this process: "v2safe-cpu", "v2safe-cid", "legacy" or "locked".
+ * Signal-safe. */
+const char* pcmalloc_mode(void);
+
+/* Why that mode, in words. Signal-safe. */
+const char* pcmalloc_reason(void);
+
+/* The version of the library, "0.1.0". Signal-safe. */
+const char* pcmalloc_version(void);
+
+/* Statistics as one JSON object. Writes at most `size` bytes, NUL included (a text that does not fit is
+ * cut); returns the number of bytes the whole text needs, NUL included. `buffer` may be null if `size`
+ * is 0. Tens of microseconds. */
+int pcmalloc_stats_json(char* buffer, size_t size);
+
+/* One past the highest CPU number (or mm_cid) that the kernel can report. Signal-safe. */
+int pcmalloc_cpu_bound(void);
+
+/* Empties the cache of one CPU into the shared layers; other CPUs are not disturbed. The number of
+ * blocks that it held, 0 also for a CPU never used. Microseconds: a membarrier and the copying. */
+size_t pcmalloc_drain_cpu(int cpu);
+
+/* Moves the cache of one CPU to another piece of memory, contents kept. 0, or -1 if the CPU was never
+ * used or could not be stopped. */
+int pcmalloc_resize_cpu(int cpu);
+
+/* Keeps one CPU's cache closed until pcmalloc_start_cpu is called by the same thread: allocation there
+ * goes on from the shared layers. 0, or -1 as above. At most one CPU a thread at a time. */
+int pcmalloc_stop_cpu(int cpu);
+int pcmalloc_start_cpu(int cpu);
+
+/* How many critical sections the kernel has aborted in this process so far. Signal-safe. */
+uint64_t pcmalloc_aborts(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* PCMALLOC_PCMALLOC_H_ */

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/api/init.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "allocator/api/fork.h"
+#include "allocator/api/hot.h"
+#include "allocator/base/report.h"
+#include "allocator/base/syscall.h"
+#include "allocator/config/config.h"
+#include "allocator/front/front.h"
+#include "allocator/observe/stats.h"
+#include "allocator/pages/page_heap.h"
+#include "percpu/slabs.h"
+#include "rseq/rseq.h"
+
+extern "C" char** environ;
+
+namespace pcmalloc {
+
+constinit std::atomic<InitState> init_state{InitState::kCold};
+
+namespace {
+
+constinit percpu::Mode chosen = percpu::Mode::kUnset;
+constinit char reason[320] = "";
+
+// getenv by hand: it must work before the C library's own and in programs that replace it.
+const char* Environment(const char* name) {
+  const size_t length = strlen(name);
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    if (strncmp(*entry, name, length) == 0 && (*entry)[length] == '=') return *entry + length + 1;
+  }
+  return nullptr;
+}
+
+// The mode that the request and the kernel allow, and why. Needs the fence: without it no slab
+// could be taken away from a CPU, so memory could neither be drained nor trimmed.
+percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
+  if (request == RseqRequest::kLocked) {
+    why.Str("asked for by PCMALLOC_CONF (rseq:locked)");
+    return percpu::Mode::kLocked;
+  }
+  if (found.owner == rseq::Owner::kNone) {
+    why.Str(found.reason);
+    return percpu::Mode::kLocked;
+  }
+  if (!found.fence_available) {
+    why.Str("membarrier cannot fence critical sections here (").ErrorName(found.fence_error);
+    why.Str("); before Linux 5.10, or refused by a filter");
+    return percpu::Mode::kLocked;
+  }
+  if (request == RseqRequest::kV2SafeCid) {
+    if (found.mm_cid_maintained) {
+      why.Str("asked for by PCMALLOC_CONF (rseq:v2safe-cid); ").Str(found.reason);
+      return percpu::Mode::kMmCid;
+    }
+    Text<> text;
+    text.Str("rseq:v2safe-cid is not possible: the kernel does not maintain mm_cid (feature size ");
+    text.Dec(found.feature_size).Str("); v2safe-cpu is used instead");
+    Warn(text);
+  }
+  why.Str(found.reason);
+  if (!found.fence_one_cpu && request != RseqRequest::kV2SafeCid) {
+    why.Str("; fences reach all CPUs, this kernel cannot address one");
+  }
+  return percpu::Mode::kCpuId;
+}
+
+void Start() {
+  ParseConfig(Environment("PCMALLOC_CONF"));
+  const rseq::Discovery& found = rseq::Discover();
+  TextBuffer why(reason, sizeof(reason));
+  chosen = Choose(GetConfig().rseq, found, why);
+  percpu::InitTable(found.cpu_bound);
+  percpu::Init(chosen, front::MakeGeometry());
+  if (chosen == percpu::Mode::kCpuId) {
+    PageHeap::OpenFastFree();
+    __atomic_store_n(&pcmalloc_small_gate, kFineClasses + 1, __ATOMIC_RELEASE);
+  }
+}
+
+// For a program that does not allocate before main, or whose environment is empty.
+__attribute__((constructor(101))) void StartAtTheLatest() {
+  InitState cold = InitState::kCold;
+  if (!init_state.compare_exchange_strong(cold, InitState::kBusy)) return;
+  Start();
+  InstallForkHandlers();
+  init_state.store(InitState::kReady, std::memory_order_release);
+}
+
+__attribute__((destructor(101))) void Finish() { observe::ReportAtExit(WhoAmI()); }
+
+}  // namespace
+
+observe::Identity WhoAmI() {
+  return {ModeName(), ModeReason(), operation_counts.fast.load(std::memory_order_relaxed),
+          operation_counts.slow.load(std::memory_order_relaxed)};
+}
+
+void InitializeSlow() {
+  // Before the C library has set up the environment nothing can be configured; the constructor
+  // comes.
+  if (environ == nullptr) return;
+  ErrnoSaver saver;
+  StartAtTheLatest();
+}
+
+const char* ModeName() {
+  switch (chosen) {
+    case percpu::Mode::kCpuId:
+      return "v2safe-cpu";
+    case percpu::Mode::kMmCid:
+      return "v2safe-cid";
+    case percpu::Mode::kLocked:
+      return "locked";
+    case percpu::Mode::kUnset:
+      break;
+  }
+  return "starting";
+}
+
+const char* ModeReason() { return reason; }
+
+}  // namespace pcmalloc

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The C family. Each function is its hit path and a tail call.
+#include <errno.h>
+#include <malloc.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "absl/base/optimization.h"
+#include "allocator/api/blocks.h"
+#include "allocator/api/exports.h"
+#include "allocator/api/hot.h"
+#include "allocator/os/memory.h"
+#include "percpu/slabs.h"
+
+namespace pcmalloc {
+
+extern "C" {
+constinit size_t pcmalloc_small_gate = 0;
+}
+
+constinit OperationCounts operation_counts;
+
+namespace {
+
+ABSL_ATTRIBUTE_NOINLINE void* NoMemory() {
+  errno = ENOMEM;
+  return nullptr;
+}
+
+void* OrNoMemory(void* p) { return ABSL_PREDICT_TRUE(p != nullptr) ? p : NoMemory(); }
+
+bool IsPowerOfTwo(size_t n) { return n != 0 && (n & (n - 1)) == 0; }
+
+ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t size) { return OrNoMemory(TakeBlock(size)); }
+
+void* Aligned(size_t alignment, size_t size) {
+  // Up to the alignment that every block has anyway, the hit path serves.
+  if (alignment <= kMinAlignment) return Malloc(size);
+  if (alignment <= kPageSize && size <= kFineLimit) {
+    const size_t rounded = (size + (size == 0) + alignment - 1) & ~(alignment - 1);
+    if (void* p = PopSmall(rounded)) return p;
+  }
+  return OrNoMemory(TakeAligned(alignment, size));
+}
+
+void* PageAligned(size_t size) { return Aligned(os::KernelPageSize(), size); }
+
+}  // namespace
+
+// A second hit path for classes above 1 KiB and for the mode that is indexed by mm_cid.
+void* MallocBeyond(size_t size) {
+  if (size - 1 < kMaxSmallSize) {
+    const unsigned size_class = SizeClassOf(size);
+    void* p = nullptr;
+    if (pcmalloc_small_gate != 0) {
+      // Up to kFineLimit the inline path has just missed.
+      if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
+    } else if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
+      p = percpu::Pop<percpu::Index::kMmCid>(size_class);
+    }
+    if (ABSL_PREDICT_TRUE(p != nullptr)) {
+      if (kCountOperations) CountFast();
+      return p;
+    }
+  }
+  return MallocSlow(size);
+}
+
+void FreeBeyond(void* p) {
+  if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
+    const unsigned size_class = PrimaryClassOf(p);
+    if (percpu::Push<percpu::Index::kMmCid>(size_class, p)) {
+      if (kCountOperations) CountFast();
+      return;
+    }
+  }
+  GiveBlock(p);
+}
+
+}  // namespace pcmalloc
+
+using pcmalloc::Free;
+using pcmalloc::Malloc;
+
+extern "C" {
+
+PCM_EXPORT void* malloc(size_t size) { return Malloc(size); }
+
+PCM_EXPORT void free(void* p) { Free(p); }
+
+PCM_EXPORT void cfree(void* p) { Free(p); }
+
+PCM_EXPORT void free_sized(void* p, size_t) { Free(p); }
+
+PCM_EXPORT void free_aligned_sized(void* p, size_t, size_t) { Free(p); }
+
+PCM_EXPORT void sdallocx(void* p, size_t, int) { Free(p); }
+
+PCM_EXPORT void* calloc(size_t count, size_t size) {
+  size_t bytes;
+  if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, size, &bytes))) return pcmalloc::NoMemory();
+  void* p = pcmalloc::PopSmall(bytes);
+  if (ABSL_PREDICT_TRUE(p != nullptr)) return memset(p, 0, bytes);
+  return pcmalloc::OrNoMemory(pcmalloc::TakeZeroed(bytes));
+}
+
+PCM_EXPORT void* realloc(void* p, size_t size) {
+  if (p == nullptr) return Malloc(size);
+  if (size == 0) {
+    Free(p);
+    return nullptr;
+  }
+  return pcmalloc::OrNoMemory(pcmalloc::ResizeBlock(p, size));
+}
+
+PCM_EXPORT void* reallocarray(void* p, size_t count, size_t size) {
+  size_t bytes;
+  if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, size, &bytes))) return pcmalloc::NoMemory();
+  return realloc(p, bytes);
+}
+
+PCM_EXPORT void* memalign(size_t alignment, size_t size) {
+  if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) {
+    errno = EINVAL;
+    return nullptr;
+  }
+  return pcmalloc::Aligned(alignment, size);
+}
+
+PCM_EXPORT void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+
+PCM_EXPORT int posix_memalign(void** out, size_t alignment, size_t size) {
+  if (alignment % sizeof(void*) != 0 || !pcmalloc::IsPowerOfTwo(alignment)) return EINVAL;
+  const int saved = errno;
+  void* p = pcmalloc::Aligned(alignment, size);
+  errno = saved;
+  if (p == nullptr) return ENOMEM;
+  *out = p;
+  return 0;
+}
+
+PCM_EXPORT void* valloc(size_t size) { return pcmalloc::PageAligned(size); }
+
+PCM_EXPORT void* pvalloc(size_t size) {
+  const size_t page = pcmalloc::os::KernelPageSize();
+  if (size > PTRDIFF_MAX) return pcmalloc::NoMemory();
+  return pcmalloc::PageAligned(size == 0 ? page : (size + page - 1) & ~(page - 1));
+}
+
+PCM_EXPORT size_t malloc_usable_size(void* p) { return pcmalloc::BlockSize(p); }
+
+PCM_EXPORT size_t nallocx(size_t size, int) { return pcmalloc::BlockSizeFor(size); }
+
+// glibc's internal names: programs and libraries that were written for its hooks call them.
+PCM_EXPORT void* __libc_malloc(size_t size) { return Malloc(size); }
+PCM_EXPORT void __libc_free(void* p) { Free(p); }
+PCM_EXPORT void __libc_cfree(void* p) { Free(p); }
+PCM_EXPORT void* __libc_calloc(size_t count, size_t size) { return calloc(count, size); }
+PCM_EXPORT void* __libc_realloc(void* p, size_t size) { return realloc(p, size); }
+PCM_EXPORT void* __libc_reallocarray(void* p, size_t count, size_t size) {
+  return reallocarray(p, count, size);
+}
+PCM_EXPORT void* __libc_memalign(size_t alignment, size_t size) {
+  return memalign(alignment, size);
+}
+PCM_EXPORT void* __libc_valloc(size_t size) { return valloc(size); }
+PCM_EXPORT void* __libc_pvalloc(size_t size) { return pvalloc(size); }
+PCM_EXPORT int __posix_memalign(void** out, size_t alignment, size_t size) {
+  return posix_memalign(out, alignment, size);
+}
+
+}  // extern "C"

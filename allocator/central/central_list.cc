@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/central/central_list.h"
+
+#include "absl/base/optimization.h"
+#include "absl/numeric/bits.h"
+#include "allocator/base/report.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
+
+namespace pcmalloc {
+namespace {
+
+// offset / object_size by a multiplication. Exact for the first byte of every object of a span of
+// up to 1 MiB (central_list_test tries them all); for other addresses it may be one too high, which
+// the comparison with the object's start notices all the same.
+uint32_t IndexOf(const Span* span, uintptr_t address) {
+  return static_cast<uint32_t>(((address - span->start) * span->object_inverse) >> 32);
+}
+
+[[noreturn]] void BadFree(const char* what, const void* p, const Span* span) {
+  Text<> text;
+  text.Str(what).Str(" of ").Ptr(p);
+  if (span != nullptr && span->state == SpanState::kSmall) {
+    text.Str(" (block of ").Bytes(span->object_size).Str(" in the span at ").Hex(span->start);
+    text.Str(", object ").Dec(IndexOf(span, reinterpret_cast<uintptr_t>(p))).Str(")");
+  }
+  Fatal(text);
+}
+
+void Adjust(uint64_t* counter, int64_t by) {
+  __atomic_store_n(counter, *counter + static_cast<uint64_t>(by), __ATOMIC_RELAXED);
+}
+
+}  // namespace
+
+bool CentralList::IsFree(const Span* span, const void* p) {
+  const uint32_t index = IndexOf(span, reinterpret_cast<uintptr_t>(p));
+  return index < span->objects && ((span->free_bits[index / 64] >> (index % 64)) & 1) != 0;
+}
+
+unsigned CentralList::ListFor(const Span* span) {
+  return static_cast<unsigned>((span->free_objects * kLists - 1) / span->objects);
+}
+
+void CentralList::Insert(Span* span) {
+  const unsigned list = ListFor(span);
+  span->list_index = list;
+  span->prev = nullptr;
+  span->next = lists_[list];
+  if (span->next != nullptr) span->next->prev = span;
+  lists_[list] = span;
+}
+
+void CentralList::Remove(Span* span) {
+  if (span->prev != nullptr) {
+    span->prev->next = span->next;
+  } else {
+    lists_[span->list_index] = span->next;
+  }
+  if (span->next != nullptr) span->next->prev = span->prev;
+}
+
+bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
+  const ClassInfo& info = kClasses[size_class];
+  Span* span = nullptr;
+  switch (PageHeap::Take(info.span_pages, kPageSize, size_class, &span)) {
+    case PageResult::kOk:
+      break;
+    case PageResult::kNoMemory:
+      *shortage = Shortage::kNoMemory;
+      return false;
+    case PageResult::kReentrant:
+      *shortage = Shortage::kReentrant;
+      return false;
+  }
+  size_t objects = span->bytes() / info.size;
+  if (objects > Span::kMaxObjects) objects = Span::kMaxObjects;
+  span->objects = span->free_objects = static_cast<uint16_t>(objects);
+  span->object_size = info.size;
+  span->object_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + info.size - 1) / info.size);
+  for (size_t word = 0; word < Span::kMaxObjects / 64; ++word) {
+    const size_t first = word * 64;
+    span->free_bits[word] = objects >= first + 64 ? ~uint64_t{0}
+                            : objects > first     ? (uint64_t{1} << (objects - first)) - 1
+                                                  : 0;
+  }
+  Insert(span);
+  Adjust(&spans_, 1);
+  Adjust(&free_objects_, static_cast<int64_t>(objects));
+  return true;
+}
+
+uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
+  *shortage = Shortage::kNone;
+  LockHolder held(lock_);
+  if (!held) {
+    *shortage = Shortage::kReentrant;
+    return 0;
+  }
+  uint32_t taken = 0;
+  while (taken < n) {
+    Span* span = nullptr;
+    for (unsigned list = 0; list < kLists && span == nullptr; ++list) span = lists_[list];
+    if (span == nullptr) {
+      if (!Grow(size_class, shortage)) break;
+      continue;
+    }
+    const uint32_t before = taken;
+    for (uint32_t word = 0; word * 64 < span->objects && taken < n; ++word) {
+      uint64_t bits = span->free_bits[word];
+      uintptr_t base = span->start + size_t{word} * 64 * span->object_size;
+      while (bits != 0 && taken < n) {
+        const unsigned bit = static_cast<unsigned>(absl::countr_zero(bits));
+        out[taken++] = reinterpret_cast<void*>(base + size_t{bit} * span->object_size);
+        bits &= bits - 1;
+      }
+      span->free_bits[word] = bits;
+    }
+    span->free_objects = static_cast<uint16_t>(span->free_objects - (taken - before));
+    // Its list may be one of fewer free objects now; with none left it is in no list.
+    if (span->free_objects == 0) {
+      Remove(span);
+    } else if (ListFor(span) != span->list_index) {
+      Remove(span);
+      Insert(span);
+    }
+    Adjust(&free_objects_, -static_cast<int64_t>(taken - before));
+  }
+  return taken;
+}
+
+void CentralList::GiveOne(unsigned size_class, void* p, Span** emptied) {
+  Span* span = SpanOf(p);
+  if (ABSL_PREDICT_FALSE(span == nullptr || span->state != SpanState::kSmall ||
+                         span->size_class != size_class)) {
+    BadFree("free of a pointer that was not allocated", p, span);
+  }
+  const uint32_t index = IndexOf(span, reinterpret_cast<uintptr_t>(p));
+  if (ABSL_PREDICT_FALSE(index >= span->objects ||
+                         span->start + size_t{index} * span->object_size !=
+                             reinterpret_cast<uintptr_t>(p))) {
+    BadFree("free of a pointer into the middle of a block", p, span);
+  }
+  const uint64_t bit = uint64_t{1} << (index % 64);
+  uint64_t& word = span->free_bits[index / 64];
+  if (ABSL_PREDICT_FALSE((word & bit) != 0)) BadFree("double free", p, span);
+  word |= bit;
+  if (++span->free_objects == 1) {
+    Insert(span);
+  } else if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
+    Remove(span);
+    Adjust(&spans_, -1);
+    Adjust(&free_objects_, 1 - static_cast<int64_t>(span->objects));
+    span->next = *emptied;
+    *emptied = span;
+    return;
+  } else if (ListFor(span) != span->list_index) {
+    Remove(span);
+    Insert(span);
+  }
+  Adjust(&free_objects_, 1);
+}
+
+uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
+  Span* emptied = nullptr;
+  {
+    LockHolder held(lock_);
+    if (!held) return 0;
+    for (uint32_t i = 0; i < n; ++i) GiveOne(size_class, in[i], &emptied);
+  }
+  // Outside of the lock: the page heap may have to talk to the kernel.
+  while (emptied != nullptr) {
+    Span* span = emptied;
+    emptied = span->next;
+    if (PageHeap::Give(span) == PageResult::kReentrant) {
+      // This thread was interrupted inside the page heap: the span stays here, all of it free.
+      LockHolder held(lock_);
+      Insert(span);
+      Adjust(&spans_, 1);
+      Adjust(&free_objects_, span->objects);
+    }
+  }
+  return n;
+}
+
+}  // namespace pcmalloc

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/central/transfer_cache.h"
+
+#include <string.h>
+
+namespace pcmalloc::central {
+namespace {
+
+constexpr uint32_t kSlots = 1024;
+constexpr size_t kMaxBytes = 256 * 1024;  // of one class; at least two batches, whatever they weigh
+
+constexpr uint32_t Capacity(unsigned size_class) {
+  const size_t size = ClassSize(size_class);
+  const size_t batches = size_t{2} * BatchSize(size_class);
+  const size_t objects = kMaxBytes / size;
+  const size_t capacity = objects < batches ? batches : objects;
+  return static_cast<uint32_t>(capacity < kSlots ? capacity : kSlots);
+}
+
+struct TransferCache {
+  Lock lock{LockRank::kTransfer};
+  uint32_t count = 0;
+  bool taken_for_fork = false;
+  void* slots[kSlots] = {};
+};
+
+constinit TransferCache caches[kNumClasses];
+constinit CentralList lists[kNumClasses];
+
+uint32_t CapacityOf(unsigned size_class) {
+  struct Table {
+    uint32_t rows[kNumClasses];
+  };
+  static constexpr Table kTable = [] {
+    Table table{};
+    for (unsigned c = 1; c < kNumClasses; ++c) table.rows[c] = Capacity(c);
+    return table;
+  }();
+  return kTable.rows[size_class];
+}
+
+}  // namespace
+
+uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
+  *shortage = Shortage::kNone;
+  TransferCache& cache = caches[size_class];
+  uint32_t taken = 0;
+  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) != 0) {
+    LockHolder held(cache.lock);
+    if (held) {
+      taken = cache.count < n ? cache.count : n;
+      memcpy(out, &cache.slots[cache.count - taken], taken * sizeof(void*));
+      __atomic_store_n(&cache.count, cache.count - taken, __ATOMIC_RELAXED);
+    }
+  }
+  if (taken == n) return n;
+  return taken + lists[size_class].Take(size_class, out + taken, n - taken, shortage);
+}
+
+uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
+  TransferCache& cache = caches[size_class];
+  uint32_t given = 0;
+  {
+    LockHolder held(cache.lock);
+    if (held) {
+      const uint32_t room = CapacityOf(size_class) - cache.count;
+      given = room < n ? room : n;
+      memcpy(&cache.slots[cache.count], in, given * sizeof(void*));
+      __atomic_store_n(&cache.count, cache.count + given, __ATOMIC_RELAXED);
+    }
+  }
+  if (given == n) return n;
+  return given + lists[size_class].Give(size_class, in + given, n - given);
+}
+
+size_t Trim() {
+  size_t bytes = 0;
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    TransferCache& cache = caches[c];
+    if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
+    LockHolder held(cache.lock);
+    if (!held) continue;
+    const uint32_t given = lists[c].Give(c, cache.slots, cache.count);
+    if (given == 0) continue;  // all or nothing
+    bytes += given * ClassSize(c);
+    __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
+  }
+  return bytes;
+}
+
+Stats ClassStats(unsigned size_class) {
+  const uint64_t in_transfer = __atomic_load_n(&caches[size_class].count, __ATOMIC_RELAXED);
+  const CentralList& list = lists[size_class];
+  const size_t size = ClassSize(size_class);
+  return {in_transfer, in_transfer * size, list.free_objects(), list.free_objects() * size,
+          list.spans()};
+}
+
+namespace {
+constinit bool lists_taken_for_fork[kNumClasses] = {};
+}
+
+// The order of the locks is that of the paths: every transfer cache, then every list.
+void LockForFork() {
+  for (unsigned c = 1; c < kNumClasses; ++c)
+    caches[c].taken_for_fork = caches[c].lock.AcquireForFork();
+  for (unsigned c = 1; c < kNumClasses; ++c) lists_taken_for_fork[c] = lists[c].LockForFork();
+}
+
+void UnlockAfterFork() {
+  for (unsigned c = kNumClasses; c-- > 1;) {
+    if (lists_taken_for_fork[c]) lists[c].UnlockAfterFork();
+  }
+  for (unsigned c = kNumClasses; c-- > 1;) {
+    if (caches[c].taken_for_fork) caches[c].lock.ReleaseAfterFork();
+  }
+}
+
+}  // namespace pcmalloc::central

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: the way between the per-CPU slabs and the spans, one for each size class: a stack of
+//   objects that one CPU has given and another may take without touching their spans.
+//
+//      slab of CPU 0 --Give--> [ o o o o o o . . . . ] --Take--> slab of CPU 1
+//                                    | full / empty |
+//                                    v              ^
+//                                     CentralList
+//
+// Invariants: at most kSlots objects and about kMaxBytes bytes of them; async-signal-safe: where
+//   this thread holds the lock already, the call says so and does nothing.
+// Cost: one uncontended lock and a copy for a batch.
+#ifndef PCMALLOC_ALLOCATOR_CENTRAL_TRANSFER_CACHE_H_
+#define PCMALLOC_ALLOCATOR_CENTRAL_TRANSFER_CACHE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "allocator/base/lock.h"
+#include "allocator/central/central_list.h"
+#include "allocator/sizes/size_classes.h"
+
+namespace pcmalloc::central {
+
+// Takes up to `n` objects of a class from the transfer cache, else from the spans; fewer than `n`
+// only with a reason in *shortage.
+uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
+
+// Gives objects back; returns how many were taken: fewer than `n` only when this thread was
+// interrupted while it held a lock that is needed.
+uint32_t Give(unsigned size_class, void* const* in, uint32_t n);
+
+// Moves everything that the transfer caches hold down to the spans; returns the number of bytes.
+size_t Trim();
+
+struct Stats {
+  uint64_t transfer_objects;
+  uint64_t transfer_bytes;
+  uint64_t central_objects;
+  uint64_t central_bytes;
+  uint64_t spans;
+};
+Stats ClassStats(unsigned size_class);
+
+void LockForFork();
+void UnlockAfterFork();
+
+}  // namespace pcmalloc::central
+
+#endif  // PCMALLOC_ALLOCATOR_CENTRAL_TRANSFER_CACHE_H_

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/front/budget.h"
+
+#include <atomic>
+
+#include "allocator/front/deferred.h"
+#include "allocator/sizes/size_classes.h"
+#include "percpu/slabs.h"
+
+namespace pcmalloc::front {
+namespace {
+
+struct alignas(64) Books {
+  std::atomic<int64_t> used{0};     // bytes; capacity * size over all classes
+  std::atomic<uint32_t> victim{0};  // where the search for capacity to take goes on
+};
+constinit Books books[percpu::kMaxCpus];
+constinit std::atomic<uint64_t> steals{0};
+
+// Classes looked at in one search: a miss must stay short.
+constexpr unsigned kVictimsLookedAt = 16;
+
+// Changes a capacity and books what has really changed.
+uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
+  const int32_t change = percpu::SetCapacity(index, size_class, wanted);
+  books[index].used.fetch_add(int64_t{change} * kClasses[size_class].size,
+                              std::memory_order_relaxed);
+  return before + static_cast<uint32_t>(change);
+}
+
+// Halves the capacity of other classes until `bytes` are free again, or the search is over.
+void Steal(int index, unsigned for_class, int64_t bytes) {
+  Books& book = books[index];
+  for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
+    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
+    const uint32_t before = percpu::CapacityOf(index, c).now;
+    if (c == for_class || before <= 1) continue;
+    const uint32_t after = Book(index, c, before, before <= kFirstCapacity ? 1 : before / 2);
+    if (after >= before) continue;
+    steals.fetch_add(1, std::memory_order_relaxed);
+    bytes -= int64_t{before - after} * kClasses[c].size;
+    // What lies above the new end can still be popped, but it is over budget: a batch of it goes
+    // down.
+    void* items[kMaxBatch];
+    const uint32_t surplus = before - after < kMaxBatch ? before - after : kMaxBatch;
+    Return(c, items, percpu::PopBatch(c, items, surplus));
+  }
+}
+
+}  // namespace
+
+uint32_t GrowCapacity(int index, unsigned size_class) {
+  const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
+  if (capacity.now >= capacity.most) return capacity.now;
+  uint32_t wanted = capacity.now < kFirstCapacity ? kFirstCapacity : capacity.now * 2;
+  if (wanted > capacity.most) wanted = capacity.most;
+  const int64_t size = kClasses[size_class].size;
+  const int64_t cost = (int64_t{wanted} - capacity.now) * size;
+  const std::atomic<int64_t>& used = books[index].used;
+  const int64_t limit = kBudgetBytes;
+  if (used.load(std::memory_order_relaxed) + cost > limit) {
+    Steal(index, size_class, cost);
+    const int64_t room = limit - used.load(std::memory_order_relaxed);
+    if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
+    // A class that has nothing at all gets one slot whatever the budget says.
+    if (wanted == 0) wanted = 1;
+  }
+  return Book(index, size_class, capacity.now, wanted);
+}
+
+uint64_t BudgetUsed(int index) {
+  return static_cast<uint64_t>(books[index].used.load(std::memory_order_relaxed));
+}
+
+uint64_t Steals() { return steals.load(std::memory_order_relaxed); }
+
+}  // namespace pcmalloc::front

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: how many bytes of objects a CPU's slab may hold in all, and which class gets how much of
+//   it.
+//
+//      capacity of a class: 0 -> 8 slots -> doubled at every miss -> what the geometry allows,
+//      as long as the CPU's budget lasts; then taken, half at a time, from classes in turn.
+//
+// Invariants: the books change only by what SetCapacity has really changed, so concurrent threads
+//   on one CPU cannot book a change twice.
+// Cost: a few loads and one section a miss; a steal costs a section and a batch a victim.
+#ifndef PCMALLOC_ALLOCATOR_FRONT_BUDGET_H_
+#define PCMALLOC_ALLOCATOR_FRONT_BUDGET_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace pcmalloc::front {
+
+// Bytes of objects that one slab may hold.
+inline constexpr size_t kBudgetBytes = size_t{3} << 20;
+
+// Slots that a class gets at first.
+inline constexpr uint32_t kFirstCapacity = 8;
+
+// Raises the capacity of a class on an index after a miss; returns the capacity now in force.
+uint32_t GrowCapacity(int index, unsigned size_class);
+
+// Bytes handed out to the classes of an index, and how often one class took from another.
+uint64_t BudgetUsed(int index);
+uint64_t Steals();
+
+}  // namespace pcmalloc::front
+
+#endif  // PCMALLOC_ALLOCATOR_FRONT_BUDGET_H_

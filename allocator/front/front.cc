@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/front/front.h"
+
+#include <atomic>
+
+#include "absl/base/optimization.h"
+#include "allocator/central/transfer_cache.h"
+#include "allocator/front/budget.h"
+#include "allocator/front/deferred.h"
+#include "allocator/pages/emergency.h"
+#include "allocator/sizes/size_classes.h"
+#include "percpu/slabs.h"
+
+namespace pcmalloc::front {
+namespace {
+
+static_assert(kNumClasses <= percpu::kSlabClasses);
+
+constexpr size_t kMostBytesOfAClass = size_t{1} << 20;
+constexpr uint32_t kMostSlots = 2048;
+constexpr uint32_t kFewestSlots = 4;
+
+// Misses of one index; on a line of its own because every CPU counts its own.
+struct alignas(64) Counters {
+  std::atomic<uint64_t> refills{0};
+  std::atomic<uint64_t> refill_objects{0};
+  std::atomic<uint64_t> flushes{0};
+  std::atomic<uint64_t> flush_objects{0};
+};
+constinit Counters counters[percpu::kMaxCpus];
+constinit std::atomic<uint64_t> direct{0};
+constinit std::atomic<uint64_t> drains{0};
+
+void Count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+  counter.fetch_add(by, std::memory_order_relaxed);
+}
+
+// The index whose slab this thread may use, after removing what stands in the way; -1 if nothing
+// can.
+int ReadyIndex() {
+  int index = percpu::CurrentIndex();
+  if (index < 0) {
+    if (!percpu::PrepareThread()) return -1;
+    index = percpu::CurrentIndex();
+    if (index < 0) return -1;
+  }
+  // In locked mode the table is closed for good; the operations make the slab themselves.
+  if (percpu::CurrentMode() == percpu::Mode::kLocked) return index;
+  if (percpu::OpenSlab(index) == percpu::ClosedSlab() && !percpu::EnsureSlab(index)) return -1;
+  return index;
+}
+
+uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
+  const uint32_t half = capacity / 2 + 1;
+  const uint32_t batch = kClasses[size_class].batch;
+  return half < batch ? half : batch;
+}
+
+void* Emergency(unsigned size_class, Shortage shortage) {
+  if (shortage != Shortage::kReentrant) return nullptr;
+  return EmergencyTake(kClasses[size_class].size, kMinAlignment);
+}
+
+}  // namespace
+
+percpu::Geometry MakeGeometry() {
+  percpu::Geometry geometry = {};
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    const size_t slots = kMostBytesOfAClass / kClasses[c].size;
+    geometry.capacity[c] = slots > kMostSlots     ? kMostSlots
+                           : slots < kFewestSlots ? kFewestSlots
+                                                  : static_cast<uint32_t>(slots);
+  }
+  return geometry;
+}
+
+void* Allocate(unsigned size_class) {
+  const int index = ReadyIndex();
+  Shortage shortage;
+  void* items[kMaxBatch];
+  if (index < 0) {
+    Count(direct);
+    if (central::Take(size_class, items, 1, &shortage) == 1) return items[0];
+    return Emergency(size_class, shortage);
+  }
+  // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
+  if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
+  const uint32_t wanted = BatchFor(size_class, GrowCapacity(index, size_class));
+  const uint32_t got = central::Take(size_class, items, wanted, &shortage);
+  if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
+  Count(counters[index].refills);
+  Count(counters[index].refill_objects, got);
+  // Ascending addresses come out of a span; pushed from the end, they are popped in that order too.
+  for (uint32_t i = 1, j = got - 1; i < j; ++i, --j) {
+    void* item = items[i];
+    items[i] = items[j];
+    items[j] = item;
+  }
+  if (got > 1) {
+    const uint32_t pushed = percpu::PushBatch(size_class, items + 1, got - 1);
+    Return(size_class, items + 1 + pushed, got - 1 - pushed);
+  }
+  return items[0];
+}
+
+void Deallocate(unsigned size_class, void* p) {
+  const int index = ReadyIndex();
+  if (index < 0) {
+    Count(direct);
+    Return(size_class, &p, 1);
+    return;
+  }
+  if (percpu::PushBatch(size_class, &p, 1) == 1) return;
+  const uint32_t before = percpu::CapacityOf(index, size_class).now;
+  const uint32_t capacity = GrowCapacity(index, size_class);
+  if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  void* items[kMaxBatch];
+  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
+  Count(counters[index].flushes);
+  Count(counters[index].flush_objects, taken);
+  Return(size_class, items, taken);
+  if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
+}
+
+size_t DrainIndex(int index) {
+  Count(drains);
+  return percpu::Drain(index, Return);
+}
+
+bool ResizeIndex(int index) { return percpu::Resize(index, MakeGeometry(), Return); }
+
+void Trim() {
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) DrainIndex(static_cast<int>(i));
+  central::Trim();
+}
+
+Stats ReadStats() {
+  Stats stats = {};
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
+    stats.refills += counters[i].refills.load(std::memory_order_relaxed);
+    stats.refill_objects += counters[i].refill_objects.load(std::memory_order_relaxed);
+    stats.flushes += counters[i].flushes.load(std::memory_order_relaxed);
+    stats.flush_objects += counters[i].flush_objects.load(std::memory_order_relaxed);
+    stats.capacity_bytes += BudgetUsed(static_cast<int>(i));
+  }
+  stats.direct = direct.load(std::memory_order_relaxed);
+  stats.steals = Steals();
+  stats.drains = drains.load(std::memory_order_relaxed);
+  stats.deferred = DeferredBlocks();
+  return stats;
+}
+
+}  // namespace pcmalloc::front

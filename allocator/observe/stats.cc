@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/observe/stats.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "allocator/base/report.h"
+#include "allocator/base/syscall.h"
+#include "allocator/central/transfer_cache.h"
+#include "allocator/config/config.h"
+#include "allocator/pages/emergency.h"
+#include "allocator/sizes/size_classes.h"
+#include "percpu/slabs.h"
+#include "rseq/rseq.h"
+
+namespace pcmalloc::observe {
+namespace {
+
+// One list drives both forms, so that they cannot differ.
+enum class Kind { kCount, kBytes };
+struct Row {
+  const char* key;    // JSON
+  const char* label;  // table
+  Kind kind;
+  uint64_t (*value)(const Snapshot&);
+};
+
+#define PCM_ROW(key, label, kind, field)                                          \
+  {                                                                               \
+    key, label, Kind::kind, [](const Snapshot& s) -> uint64_t { return s.field; } \
+  }
+
+constexpr Row kRows[] = {
+    PCM_ROW("small_operations", "small operations", kCount, small_operations),
+    PCM_ROW("fast_operations", "  served by sections", kCount, fast_operations),
+    PCM_ROW("refills", "refills of slabs", kCount, front.refills),
+    PCM_ROW("refill_objects", "  objects", kCount, front.refill_objects),
+    PCM_ROW("flushes", "flushes of slabs", kCount, front.flushes),
+    PCM_ROW("flush_objects", "  objects", kCount, front.flush_objects),
+    PCM_ROW("direct", "served past the slabs", kCount, front.direct),
+    PCM_ROW("steals", "capacity steals", kCount, front.steals),
+    PCM_ROW("drains", "drains", kCount, front.drains),
+    PCM_ROW("deferred", "deferred frees", kCount, front.deferred),
+    PCM_ROW("emergency_blocks", "emergency blocks", kCount, emergency_blocks),
+    PCM_ROW("aborts", "aborted sections", kCount, aborts),
+    PCM_ROW("slabs", "slabs populated", kCount, slabs),
+    PCM_ROW("cpu_bound", "CPU numbers below", kCount, cpu_bound),
+    PCM_ROW("slab_bytes", "slabs (address space)", kBytes, slab_bytes),
+    PCM_ROW("capacity_bytes", "slab capacity in force", kBytes, front.capacity_bytes),
+    PCM_ROW("transfer_bytes", "in transfer caches", kBytes, transfer_bytes),
+    PCM_ROW("central_bytes", "free in spans", kBytes, central_bytes),
+    PCM_ROW("small_bytes", "spans of small blocks", kBytes, pages.small_bytes),
+    PCM_ROW("large_bytes", "large blocks", kBytes, pages.large_bytes),
+    PCM_ROW("free_bytes", "free pages, resident", kBytes, pages.free_bytes),
+    PCM_ROW("returned_bytes", "free pages, returned", kBytes, pages.returned_bytes),
+    PCM_ROW("metadata_bytes", "metadata", kBytes, pages.metadata_bytes),
+    PCM_ROW("committed_bytes", "committed", kBytes, pages.committed_bytes),
+    PCM_ROW("reserved_bytes", "reserved address space", kBytes, pages.reserved_bytes),
+    PCM_ROW("spans", "spans in use", kCount, pages.spans),
+    PCM_ROW("releases", "returns to the kernel", kCount, pages.releases),
+};
+#undef PCM_ROW
+
+void AppendJsonString(const char* text, TextBuffer& out) {
+  out.Str("\"");
+  for (; *text != '\0'; ++text) {
+    const char c = *text;
+    if (c == '"' || c == '\\') out.Str("\\");
+    const char shown = c >= ' ' ? c : ' ';
+    out.Str(&shown, 1);
+  }
+  out.Str("\"");
+}
+
+void WriteJsonFile(const Path& prefix, const Snapshot& snapshot) {
+  Text<512> name;
+  name.Str(prefix.text).Str(".").Int(RawSyscall(SYS_getpid)).Str(".json");
+  const long fd = RawSyscall(SYS_openat, AT_FDCWD, name.c_str(),
+                             O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) {
+    Text<> text;
+    text.Str("stats_json: cannot write ").Str(name.c_str()).Str(" (");
+    text.ErrorName(static_cast<int>(-fd)).Str("); no statistics are written");
+    Warn(text);
+    return;
+  }
+  Text<4096> json;
+  PrintJson(snapshot, json);
+  json.Str("\n");
+  WriteAll(static_cast<int>(fd), json.c_str(), json.size());
+  RawSyscall(SYS_close, fd);
+}
+
+}  // namespace
+
+Snapshot TakeSnapshot(const Identity& identity) {
+  Snapshot s = {};
+  s.mode = identity.mode;
+  s.reason = identity.reason;
+  s.fast_operations = identity.fast_operations;
+  s.small_operations = identity.fast_operations + identity.slow_operations;
+  s.aborts = rseq::Aborts();
+  s.emergency_blocks = EmergencyBlocks();
+  s.slabs = percpu::PopulatedSlabs();
+  s.cpu_bound = percpu::Bound();
+  s.slab_bytes = percpu::SlabBytes();
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    const central::Stats stats = central::ClassStats(c);
+    s.transfer_bytes += stats.transfer_bytes;
+    s.central_bytes += stats.central_bytes;
+  }
+  s.front = front::ReadStats();
+  s.pages = PageHeap::Stats();
+  return s;
+}
+
+void PrintTable(const Snapshot& snapshot, TextBuffer& out) {
+  out.Str("pcmalloc statistics\n");
+  out.Str("  mode").Pad(28).Str(snapshot.mode).Str("\n");
+  out.Str("  reason").Pad(28).Str(snapshot.reason).Str("\n");
+  for (const Row& row : kRows) {
+    const uint64_t value = row.value(snapshot);
+    out.Str("  ").Str(row.label).Pad(28);
+    if (row.kind == Kind::kBytes) {
+      out.Bytes(value);
+    } else {
+      out.Dec(value);
+    }
+    out.Str("\n");
+  }
+}
+
+void PrintJson(const Snapshot& snapshot, TextBuffer& out) {
+  out.Str("{\"mode\": ");
+  AppendJsonString(snapshot.mode, out);
+  out.Str(", \"reason\": ");
+  AppendJsonString(snapshot.reason, out);
+  for (const Row& row : kRows) {
+    out.Str(", \"").Str(row.key).Str("\": ").Dec(row.value(snapshot));
+  }
+  out.Str("}");
+}
+
+void ReportAtExit(const Identity& identity) {
+  const Config& config = GetConfig();
+  const bool to_file = config.stats_json.text[0] != '\0';
+  if (!config.stats_print && !to_file) return;
+  const Snapshot snapshot = TakeSnapshot(identity);
+  if (to_file) WriteJsonFile(config.stats_json, snapshot);
+  if (config.stats_print) {
+    Text<4096> table;
+    PrintTable(snapshot, table);
+    WriteAll(STDERR_FILENO, table.c_str(), table.size());
+  }
+}
+
+}  // namespace pcmalloc::observe

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: the allocator's figures, gathered in one place and written for people and for machines.
+// Invariants: nothing is allocated; a snapshot is taken layer by layer while the process goes on,
+//   so its figures belong together only as well as a running process allows.
+// Cost: tens of microseconds and 32 KiB of stack; never on a path of malloc.
+#ifndef PCMALLOC_ALLOCATOR_OBSERVE_STATS_H_
+#define PCMALLOC_ALLOCATOR_OBSERVE_STATS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "allocator/base/text.h"
+#include "allocator/front/front.h"
+#include "allocator/pages/page_heap.h"
+
+namespace pcmalloc::observe {
+
+struct Snapshot {
+  const char* mode;
+  const char* reason;
+  uint64_t small_operations;  // counted build only, else 0
+  uint64_t fast_operations;
+  uint64_t aborts;
+  uint64_t emergency_blocks;
+  unsigned slabs;
+  unsigned cpu_bound;
+  uint64_t slab_bytes;
+  uint64_t transfer_bytes;
+  uint64_t central_bytes;
+  front::Stats front;
+  PageStats pages;
+};
+
+// What only the layer above knows.
+struct Identity {
+  const char* mode;
+  const char* reason;
+  uint64_t fast_operations;
+  uint64_t slow_operations;
+};
+
+Snapshot TakeSnapshot(const Identity& identity);
+
+// An aligned table.
+void PrintTable(const Snapshot& snapshot, TextBuffer& out);
+// One JSON object, no newline at its end.
+void PrintJson(const Snapshot& snapshot, TextBuffer& out);
+
+// What stats_print and stats_json ask for.
+void ReportAtExit(const Identity& identity);
+
+}  // namespace pcmalloc::observe
+
+#endif  // PCMALLOC_ALLOCATOR_OBSERVE_STATS_H_

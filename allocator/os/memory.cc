@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/os/memory.h"
+
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+
+#include <atomic>
+
+#include "allocator/base/report.h"
+#include "allocator/base/syscall.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+namespace pcmalloc::os {
+namespace {
+
+// The largest page of any Linux port this code runs on: a multiple of all the others, so safe to
+// work with while the true size is not known.
+constexpr size_t kLargestKernelPage = 65536;
+
+std::atomic<size_t> cached_page_size{0};
+
+// The kernel's addresses are positive as a long on 64-bit machines, its errors are not.
+void* Map(void* where, size_t size, int protection, int flags) {
+  const long result = RawSyscall(SYS_mmap, where, size, protection,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, long{0});
+  return result < 0 ? nullptr : reinterpret_cast<void*>(result);
+}
+
+uintptr_t RoundUp(uintptr_t value, size_t to) { return (value + to - 1) & ~(uintptr_t{to} - 1); }
+
+}  // namespace
+
+size_t KernelPageSize() {
+  size_t size = cached_page_size.load(std::memory_order_relaxed);
+  if (__builtin_expect(size != 0, 1)) return size;
+  ErrnoSaver saver;
+  size = getauxval(AT_PAGESZ);
+  if (size == 0) return kLargestKernelPage;  // asked before the C library saw the aux vector
+  cached_page_size.store(size, std::memory_order_relaxed);
+  return size;
+}
+
+void* Reserve(size_t size, size_t alignment) {
+  // No MAP_NORESERVE: Commit is to be charged, and refused where the system's policy says so.
+  char* start = static_cast<char*>(Map(nullptr, size, PROT_NONE, 0));
+  if (start == nullptr) return nullptr;
+  if ((reinterpret_cast<uintptr_t>(start) & (alignment - 1)) == 0) return start;
+  Unreserve(start, size);
+
+  // The exact size was tried first because the slack would break a tight RLIMIT_AS.
+  if (size > SIZE_MAX - alignment) return nullptr;
+  start = static_cast<char*>(Map(nullptr, size + alignment, PROT_NONE, 0));
+  if (start == nullptr) return nullptr;
+  char* aligned = reinterpret_cast<char*>(RoundUp(reinterpret_cast<uintptr_t>(start), alignment));
+  const size_t head = static_cast<size_t>(aligned - start);
+  if (head != 0) Unreserve(start, head);
+  Unreserve(aligned + size, alignment - head);
+  return aligned;
+}
+
+void Unreserve(void* start, size_t size) {
+  // Cutting a mapping in two is refused at the limit on mappings. The part then stays reserved,
+  // without memory behind it unless it had some: give at least that back.
+  if (RawSyscall(SYS_munmap, start, size) < 0) Return(start, size);
+}
+
+bool Commit(void* start, size_t size) {
+  return RawSyscall(SYS_mprotect, start, size, PROT_READ | PROT_WRITE) == 0;
+}
+
+bool Return(void* start, size_t size) {
+  return RawSyscall(SYS_madvise, start, size, MADV_DONTNEED) == 0;
+}
+
+bool Move(void* from, void* to, size_t size) {
+  // In two steps: a kernel that is told the final place at once unmaps it before it finds that the
+  // source is not one mapping, and leaves a hole that anybody's mmap may fall into.
+  const long moved =
+      RawSyscall(SYS_mremap, from, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
+  if (moved < 0) return false;
+  void* const between = reinterpret_cast<void*>(moved);
+  if (RawSyscall(SYS_mremap, between, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) >= 0) {
+    return true;
+  }
+  // The contents are in the middle now, so they must be carried on by hand. The target may be gone.
+  PCMALLOC_CHECK(Map(to, size, PROT_READ | PROT_WRITE, MAP_FIXED) == to);
+  memcpy(to, between, size);
+  Unreserve(between, size);
+  return true;
+}
+
+size_t AddressSpaceLimit() {
+  struct {
+    uint64_t soft;
+    uint64_t hard;
+  } limit;
+  constexpr int kAddressSpace = 9;  // the kernel's RLIMIT_AS on x86 and arm64
+  if (RawSyscall(SYS_prlimit64, 0, kAddressSpace, nullptr, &limit) < 0) return SIZE_MAX;
+  return limit.soft;  // the kernel's "unlimited" is all ones, which is SIZE_MAX
+}
+
+}  // namespace pcmalloc::os

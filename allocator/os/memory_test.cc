@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/os/memory.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "gtest/gtest.h"
+
+namespace pcmalloc::os {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+// Permissions ("rw-p") of the mapping that holds the address, "" where there is none.
+std::string PermissionsAt(const void* p) {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin;
+    uintptr_t end;
+    char permissions[5];
+    if (sscanf(line.c_str(), "%lx-%lx %4s", &begin, &end, permissions) != 3) continue;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+    if (address >= begin && address < end) return permissions;
+  }
+  return "";
+}
+
+size_t ResidentPages(void* start, size_t size) {
+  std::string states(size / KernelPageSize(), '\0');
+  EXPECT_EQ(mincore(start, size, reinterpret_cast<unsigned char*>(states.data())), 0);
+  size_t resident = 0;
+  for (char state : states) resident += state & 1;
+  return resident;
+}
+
+char* Fresh(size_t size) {
+  char* start = static_cast<char*>(Reserve(size, KernelPageSize()));
+  EXPECT_NE(start, nullptr);
+  EXPECT_TRUE(Commit(start, size));
+  return start;
+}
+
+TEST(MemoryTest, PageSizeIsTheKernels) {
+  EXPECT_EQ(KernelPageSize(), static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+}
+
+TEST(MemoryTest, ReserveAlignsAndGivesNoAccess) {
+  for (size_t alignment : {KernelPageSize(), 2 * kMiB, 64 * kMiB, 1024 * kMiB}) {
+    void* start = Reserve(6 * kMiB, alignment);
+    ASSERT_NE(start, nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(start) % alignment, 0u);
+    EXPECT_EQ(PermissionsAt(start), "---p");
+    EXPECT_EQ(PermissionsAt(static_cast<char*>(start) + 6 * kMiB - 1), "---p");
+    Unreserve(start, 6 * kMiB);
+    EXPECT_EQ(PermissionsAt(start), "");
+  }
+}
+
+TEST(MemoryTest, SlackOfAlignmentIsUnmapped) {
+  auto size_pages = [] {
+    std::ifstream statm("/proc/self/statm");
+    size_t pages;
+    statm >> pages;
+    return pages;
+  };
+  size_pages();  // the stream's own first allocation
+  const size_t before = size_pages();
+  void* start = Reserve(2 * kMiB, 512 * kMiB);
+  ASSERT_NE(start, nullptr);
+  EXPECT_EQ(size_pages() - before, 2 * kMiB / KernelPageSize());
+  Unreserve(start, 2 * kMiB);
+  EXPECT_EQ(size_pages(), before);
+}
+
+TEST(MemoryTest, ImpossibleReservationsAreRefusedAndErrnoKept) {
+  errno = 77;
+  EXPECT_EQ(Reserve(SIZE_MAX & ~(kMiB - 1), kMiB), nullptr);
+  EXPECT_EQ(Reserve(size_t{1} << 50, kMiB), nullptr);
+  EXPECT_EQ(Reserve(kMiB, size_t{1} << 62), nullptr);
+  EXPECT_FALSE(Commit(reinterpret_cast<void*>(KernelPageSize()), KernelPageSize()));
+  EXPECT_FALSE(Return(reinterpret_cast<void*>(KernelPageSize()), KernelPageSize()));
+  EXPECT_EQ(errno, 77);
+}
+
+TEST(MemoryTest, CommitInStepsOnly) {
+  const size_t page = KernelPageSize();
+  char* start = static_cast<char*>(Reserve(16 * page, page));
+  ASSERT_NE(start, nullptr);
+  ASSERT_TRUE(Commit(start, 3 * page));
+  ASSERT_TRUE(Commit(start + 3 * page, page));
+  EXPECT_EQ(ResidentPages(start, 4 * page), 0u);
+  for (size_t i = 0; i < 4 * page; ++i) ASSERT_EQ(start[i], 0);
+  memset(start, 1, 4 * page);
+  EXPECT_EQ(PermissionsAt(start + 4 * page), "---p");
+  Unreserve(start, 16 * page);
+}
+
+TEST(MemoryTest, ReturnedMemoryReadsAsZeroAndIsNotResident) {
+  const size_t page = KernelPageSize();
+  char* start = Fresh(8 * page);
+  memset(start, 7, 8 * page);
+  ASSERT_TRUE(Return(start + 2 * page, 4 * page));
+  EXPECT_EQ(ResidentPages(start, 8 * page), 4u);
+  EXPECT_EQ(start[2 * page - 1], 7);
+  for (size_t i = 2 * page; i < 6 * page; ++i) ASSERT_EQ(start[i], 0);
+  EXPECT_EQ(start[6 * page], 7);
+  Unreserve(start, 8 * page);
+}
+
+TEST(MemoryTest, LockedMemoryIsNotReturnedAndKept) {
+  const size_t page = KernelPageSize();
+  char* start = Fresh(page);
+  memset(start, 7, page);
+  ASSERT_EQ(mlock(start, page), 0);
+  EXPECT_FALSE(Return(start, page));
+  EXPECT_EQ(start[0], 7);
+  Unreserve(start, page);
+}
+
+TEST(MemoryTest, MoveCarriesContentsAndEmptiesTheSource) {
+  const size_t page = KernelPageSize();
+  char* from = Fresh(64 * page);
+  char* to = Fresh(80 * page);
+  for (size_t i = 0; i < 64 * page; ++i) from[i] = static_cast<char>(i * 31 + i / page);
+  memset(to, 9, 80 * page);
+  ASSERT_TRUE(Move(from, to, 64 * page));
+  for (size_t i = 0; i < 64 * page; ++i) {
+    ASSERT_EQ(to[i], static_cast<char>(i * 31 + i / page));
+    ASSERT_EQ(from[i], 0);
+  }
+  EXPECT_EQ(to[64 * page], 9);
+  from[5] = 1;  // still ours, and writable
+  Unreserve(from, 64 * page);
+  Unreserve(to, 80 * page);
+}
+
+TEST(MemoryTest, RefusedMoveLeavesBothSides) {
+  const size_t page = KernelPageSize();
+  char* from = Fresh(4 * page);
+  char* to = Fresh(4 * page);
+  memset(from, 1, 4 * page);
+  memset(to, 2, 4 * page);
+  // Two mappings: the kernel moves one at a time.
+  ASSERT_EQ(mprotect(from + 2 * page, 2 * page, PROT_READ), 0);
+  EXPECT_FALSE(Move(from, to, 4 * page));
+  EXPECT_EQ(from[0], 1);
+  EXPECT_EQ(from[4 * page - 1], 1);
+  EXPECT_EQ(to[0], 2);
+  EXPECT_EQ(to[4 * page - 1], 2);
+  Unreserve(from, 4 * page);
+  Unreserve(to, 4 * page);
+}
+
+TEST(MemoryTest, AddressSpaceLimitIsTheSoftOne) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY &&
+        AddressSpaceLimit() != SIZE_MAX) {
+      _exit(1);
+    }
+    limit.rlim_cur = size_t{5} << 30;
+    if (setrlimit(RLIMIT_AS, &limit) != 0) _exit(2);
+    _exit(AddressSpaceLimit() == size_t{5} << 30 ? 0 : 3);
+  }
+  int status;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+}  // namespace
+}  // namespace pcmalloc::os

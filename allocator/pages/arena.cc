@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/pages/arena.h"
+
+#include "allocator/base/report.h"
+#include "allocator/os/memory.h"
+#include "allocator/pages/page_map.h"
+
+namespace pcmalloc {
+namespace {
+
+constinit Arena arenas[Arenas::kMax];
+constinit std::atomic<int> arena_count{0};
+constinit bool fast_free_open = false;
+
+// Maps are committed in such steps: a multiple of every kernel page size, and few system calls.
+constexpr size_t kMapStep = size_t{64} << 10;
+
+constexpr size_t RoundUp(size_t value, size_t to) { return (value + to - 1) & ~(to - 1); }
+constexpr size_t RoundDown(size_t value, size_t to) { return value & ~(to - 1); }
+
+// Bytes of each map of an arena of that many pages: whole pages, of the kernel's as well.
+size_t ClassMapBytes(size_t pages) { return RoundUp(pages, PagesPerKernelPage() << kPageShift); }
+size_t SpanMapBytes(size_t pages) {
+  return RoundUp(pages * sizeof(Span*), PagesPerKernelPage() << kPageShift);
+}
+size_t MapPages(size_t pages) { return (ClassMapBytes(pages) + SpanMapBytes(pages)) >> kPageShift; }
+
+// The smallest arena with so much room besides its maps, in bytes.
+size_t BytesFor(size_t room) {
+  constexpr size_t kUnitPages = Arenas::kUnit >> kPageShift;
+  size_t pages = RoundUp(room + MapPages(room), kUnitPages);
+  while (pages - MapPages(pages) < room) pages += kUnitPages;
+  return pages << kPageShift;
+}
+
+// Commits a map from `begin` as far as `needed`, both counted from its start, and keeps the mark.
+bool CommitMap(uintptr_t map, size_t size, size_t needed, size_t* committed) {
+  if (needed <= *committed) return true;
+  size_t end = RoundUp(needed, kMapStep);
+  if (end > size) end = size;
+  if (!os::Commit(reinterpret_cast<void*>(map + *committed), end - *committed)) return false;
+  *committed = end;
+  return true;
+}
+
+}  // namespace
+
+size_t PagesPerKernelPage() {
+  const size_t pages = os::KernelPageSize() >> kPageShift;
+  return pages == 0 ? 1 : pages;
+}
+
+size_t Arena::map_bytes() const { return class_map_end_ + (span_map_end_ - span_map_begin_); }
+
+size_t Arena::Grow(size_t least, size_t wanted) {
+  const size_t unit = PagesPerKernelPage();
+  const size_t room = size_pages_ - used_pages();
+  least = RoundUp(least, unit);
+  wanted = RoundUp(wanted, unit);
+  if (least > room) return 0;
+  if (wanted > room) wanted = room;
+  if (wanted > least && TryGrow(wanted)) return wanted;
+  return TryGrow(least) ? least : 0;
+}
+
+bool Arena::TryGrow(size_t pages) {
+  const size_t used = used_pages();
+  const size_t end = used + pages;
+  if (!CommitMap(base(), ClassMapBytes(size_pages_), end, &class_map_end_) ||
+      !CommitMap(span_map_.load(std::memory_order_relaxed), SpanMapBytes(size_pages_),
+                 end * sizeof(Span*), &span_map_end_) ||
+      !os::Commit(reinterpret_cast<void*>(AddressOf(used)), pages << kPageShift)) {
+    return false;
+  }
+  used_pages_ = end;
+  mapped_pages_.store(end, std::memory_order_release);
+  if (Arenas::primary(*this)) {
+    __atomic_store_n(&pcmalloc_primary_arena.base, classes(), __ATOMIC_RELEASE);
+    __atomic_store_n(&pcmalloc_primary_arena.pages, end, __ATOMIC_RELEASE);
+    if (fast_free_open) Arenas::OpenFastFree();
+  }
+  return true;
+}
+
+size_t Arenas::Ambition(size_t address_space_limit) {
+  const size_t part = RoundDown(address_space_limit / 8, kUnit);
+  if (part < kUnit) return kUnit;
+  return part < kAmbition ? part : kAmbition;
+}
+
+Arena* Arenas::Create(size_t pages) {
+  if (pages > kMaxPages) return nullptr;
+  const int count = arena_count.load(std::memory_order_relaxed);
+  int slot = 0;
+  while (slot < count && arenas[slot].base() != 0) ++slot;
+  if (slot == kMax) return nullptr;
+
+  const size_t least = BytesFor(slot == 0 ? 1 : pages);
+  size_t size = Ambition(os::AddressSpaceLimit());
+  if (size < least) size = least;
+  void* base;
+  while ((base = os::Reserve(size, kUnit)) == nullptr) {
+    if (size == least) return nullptr;
+    size = RoundDown(size / 2, kUnit);
+    if (size < least) size = least;
+  }
+
+  Arena& arena = arenas[slot];
+  arena.size_pages_ = size >> kPageShift;
+  const size_t first_page = MapPages(arena.size_pages_);
+  arena.first_page_.store(first_page, std::memory_order_relaxed);
+  arena.used_pages_ = first_page;
+  arena.class_map_end_ = 0;
+  // The maps' own pages have no span: their entries stay uncommitted.
+  arena.span_map_begin_ = arena.span_map_end_ =
+      RoundDown(first_page * sizeof(Span*), os::KernelPageSize());
+  arena.spans_in_use = 0;
+  arena.span_map_.store(reinterpret_cast<uintptr_t>(base) + ClassMapBytes(arena.size_pages_),
+                        std::memory_order_relaxed);
+  arena.base_.store(reinterpret_cast<uintptr_t>(base), std::memory_order_release);
+  if (slot == count) arena_count.store(count + 1, std::memory_order_release);
+  return &arena;
+}
+
+void Arenas::Retire(Arena* arena) {
+  PCMALLOC_CHECK(!primary(*arena) && arena->spans_in_use == 0);
+  const uintptr_t base = arena->base();
+  arena->mapped_pages_.store(0, std::memory_order_release);
+  arena->base_.store(0, std::memory_order_release);
+  os::Unreserve(reinterpret_cast<void*>(base), arena->size_pages_ << kPageShift);
+}
+
+void Arenas::OpenFastFree() {
+  fast_free_open = true;
+  __atomic_store_n(&pcmalloc_primary_arena.fast_pages, pcmalloc_primary_arena.pages,
+                   __ATOMIC_RELEASE);
+}
+
+int Arenas::count() { return arena_count.load(std::memory_order_acquire); }
+
+Arena& Arenas::at(int index) { return arenas[index]; }
+
+Arena* Arenas::Find(uintptr_t address) {
+  const int count = Arenas::count();
+  for (int i = 0; i < count; ++i) {
+    const uintptr_t base = arenas[i].base_.load(std::memory_order_acquire);
+    const size_t pages = arenas[i].mapped_pages_.load(std::memory_order_acquire);
+    const size_t page = (address - base) >> kPageShift;
+    if (page < pages && page >= arenas[i].first_page() &&
+        arenas[i].base_.load(std::memory_order_relaxed) == base) {
+      return &arenas[i];
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace pcmalloc

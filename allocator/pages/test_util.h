@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: what the tests of this folder share: a process of one's own for tests that change limits
+//   or filters, and a check of the whole page heap.
+// Invariants: a child ends by _exit, with the failures it had on stderr.
+// Cost: a fork; a walk over all arenas.
+#ifndef PCMALLOC_ALLOCATOR_PAGES_TEST_UTIL_H_
+#define PCMALLOC_ALLOCATOR_PAGES_TEST_UTIL_H_
+
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "allocator/os/memory.h"
+#include "allocator/pages/arena.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
+#include "gtest/gtest.h"
+
+namespace pcmalloc {
+
+// Runs the body in a forked child; the test fails if the child does or dies.
+template <typename Body>
+void InChild(Body body) {
+  fflush(nullptr);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    body();
+    const bool failed = ::testing::Test::HasFailure();
+    fflush(nullptr);
+    _exit(failed ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << "ended by signal " << WTERMSIG(status);
+  if (WIFEXITED(status)) {
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+  }
+}
+
+inline Span* TakeOrNull(size_t pages, size_t alignment = kPageSize, unsigned size_class = 0) {
+  Span* span = nullptr;
+  return PageHeap::Take(pages, alignment, size_class, &span) == PageResult::kOk ? span : nullptr;
+}
+
+inline char* Begin(const Span* span) { return reinterpret_cast<char*>(span->start); }
+
+// Every page of every arena belongs to one span whose map entries are right, free neighbours are
+// merged, and the statistics are the sums. Only while no other thread uses the page heap.
+inline void CheckPageHeap() {
+  const PageStats stats = PageHeap::Stats();
+  uint64_t warm = 0, cold = 0, small = 0, large = 0, spans = 0, maps = 0, pages = 0, reserved = 0;
+  for (int i = 0; i < Arenas::count(); ++i) {
+    const Arena& arena = Arenas::at(i);
+    if (arena.base() == 0) continue;
+    reserved += arena.size_pages() << kPageShift;
+    maps += arena.map_bytes();
+    pages += (arena.used_pages() - arena.first_page()) << kPageShift;
+    const Span* left = nullptr;
+    size_t in_use = 0;
+    for (size_t page = arena.first_page(); page < arena.used_pages();) {
+      const Span* span = arena.SpanAt(page);
+      ASSERT_NE(span, nullptr);
+      ASSERT_EQ(span->start, arena.AddressOf(page));
+      ASSERT_GT(span->pages, 0u);
+      ASSERT_LE(page + span->pages, arena.used_pages());
+      ASSERT_EQ(SpanOf(Begin(span)), span);
+      ASSERT_EQ(SpanOf(Begin(span) + span->bytes() - 1), span);
+      for (size_t k = page; k < page + span->pages; ++k) {
+        const char* inside = reinterpret_cast<const char*>(arena.AddressOf(k)) + 100;
+        const unsigned size_class = span->state == SpanState::kSmall ? span->size_class : 0;
+        ASSERT_EQ(ClassOf(inside), size_class);
+        if (Arenas::primary(arena)) {
+          ASSERT_EQ(PrimaryClassOf(inside), size_class);
+        }
+        const Span* found = SpanOf(inside);
+        if (span->state == SpanState::kSmall) {
+          ASSERT_EQ(found, span);
+        } else {
+          ASSERT_TRUE(found == span || found == nullptr);
+        }
+      }
+      if (span->state == SpanState::kFree) {
+        ASSERT_EQ(span->zeroed, span->returned);
+        (span->returned ? cold : warm) += span->bytes();
+        if (span->returned) {
+          ASSERT_EQ(span->start % os::KernelPageSize(), 0u);
+          ASSERT_EQ(span->bytes() % os::KernelPageSize(), 0u);
+        }
+        if (left != nullptr && left->state == SpanState::kFree) {
+          ASSERT_NE(left->returned, span->returned) << "free neighbours that were not merged";
+        }
+      } else {
+        (span->state == SpanState::kSmall ? small : large) += span->bytes();
+        ++in_use;
+      }
+      left = span;
+      page += span->pages;
+    }
+    ASSERT_EQ(in_use, arena.spans_in_use);
+    spans += in_use;
+  }
+  ASSERT_EQ(stats.free_bytes, warm);
+  ASSERT_EQ(stats.returned_bytes, cold);
+  ASSERT_EQ(stats.small_bytes, small);
+  ASSERT_EQ(stats.large_bytes, large);
+  ASSERT_EQ(stats.spans, spans);
+  ASSERT_EQ(stats.reserved_bytes, reserved);
+  ASSERT_EQ(stats.committed_bytes, pages + maps);
+  ASSERT_EQ(pages, warm + cold + small + large);
+  ASSERT_GE(stats.metadata_bytes, maps);
+}
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_PAGES_TEST_UTIL_H_

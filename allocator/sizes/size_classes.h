@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: from a request in bytes to a size class, and what a class looks like.
+//
+//      class   0          no class: large blocks, foreign memory
+//              1 .. 64    16, 32, 48 ... 1024 bytes: one class every 16 bytes, no table to look up
+//              65 .. 128  eight classes per doubling: 1152, 1280 ... 2048, 2304 ... 262144 bytes
+//
+// Invariants: every class size is a multiple of 16; a class size is never more than 12.5 % above
+//   the smallest request above 128 bytes that it serves; the size of the class of a request that is
+//   a multiple of 2^k (k <= 13) is a multiple of 2^k too, so aligned blocks need no classes of
+//   their own.
+// Cost: two instructions up to 1 KiB, about eight above; no memory access.
+#ifndef PCMALLOC_ALLOCATOR_SIZES_SIZE_CLASSES_H_
+#define PCMALLOC_ALLOCATOR_SIZES_SIZE_CLASSES_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "absl/numeric/bits.h"
+#include "allocator/pages/span.h"
+
+namespace pcmalloc {
+
+inline constexpr size_t kMinAlignment = 16;
+inline constexpr size_t kFineLimit = 1024;           // bytes: up to here a class every 16 bytes
+inline constexpr size_t kMaxSmallSize = 256 * 1024;  // bytes: larger blocks are spans of their own
+inline constexpr unsigned kFineClasses = kFineLimit / kMinAlignment;
+inline constexpr unsigned kNumClasses = 1 + kFineClasses + 8 * 8;
+
+// The class of a request of 1 .. kFineLimit bytes.
+constexpr unsigned FineClassOf(size_t size) {
+  return static_cast<unsigned>((size + kMinAlignment - 1) / kMinAlignment);
+}
+
+// The class of a request of kFineLimit + 1 .. kMaxSmallSize bytes.
+constexpr unsigned CoarseClassOf(size_t size) {
+  const uint32_t last = static_cast<uint32_t>(size - 1);
+  const unsigned doubling = absl::bit_width(last) - 1;  // 10 .. 17
+  // (last >> (doubling - 3)) is 8 .. 15 within a doubling.
+  return kFineClasses + 1 - 8 + (doubling - 10) * 8 + (last >> (doubling - 3));
+}
+
+// The class of a request of 0 .. kMaxSmallSize bytes; 0 bytes get the smallest class.
+constexpr unsigned SizeClassOf(size_t size) {
+  if (size > kFineLimit) return CoarseClassOf(size);
+  return size == 0 ? 1 : FineClassOf(size);
+}
+
+// Bytes of an object of the class; 0 for class 0.
+constexpr size_t ClassSize(unsigned size_class) {
+  if (size_class <= kFineClasses) return size_class * kMinAlignment;
+  const unsigned index = size_class - kFineClasses - 1;
+  const unsigned doubling = 10 + index / 8;
+  return (size_t{9} + index % 8) << (doubling - 3);
+}
+
+// Pages of a span of the class: at least 64 KiB or eight objects where that stays below 1 MiB, at
+// most Span::kMaxObjects objects, and a tail of at most 1/16 that no object fits into.
+constexpr size_t SpanPages(unsigned size_class) {
+  const size_t size = ClassSize(size_class);
+  if (size == 0) return 0;
+  size_t wanted = size * 8 < 64 * 1024 ? 64 * 1024 : size * 8;
+  if (wanted > 512 * 1024) wanted = size * 4 > 512 * 1024 ? size * 4 : 512 * 1024;
+  if (wanted > size * Span::kMaxObjects) wanted = size * Span::kMaxObjects;
+  size_t pages = (wanted + kPageSize - 1) / kPageSize;
+  while ((pages * kPageSize) % size * 16 > pages * kPageSize) ++pages;
+  return pages;
+}
+
+// Objects moved at a time between the per-CPU slab and the layers below.
+constexpr unsigned BatchSize(unsigned size_class) {
+  const size_t size = ClassSize(size_class);
+  if (size == 0) return 0;
+  const size_t objects = 64 * 1024 / size;
+  return objects > 64 ? 64 : objects < 2 ? 2 : static_cast<unsigned>(objects);
+}
+inline constexpr unsigned kMaxBatch = 64;
+
+// The same as a table, for the paths that handle a class they did not compute.
+struct ClassInfo {
+  uint32_t size;
+  uint16_t span_pages;
+  uint16_t batch;
+};
+struct ClassTable {
+  ClassInfo rows[kNumClasses];
+  const ClassInfo& operator[](unsigned size_class) const { return rows[size_class]; }
+};
+extern const ClassTable kClasses;
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_SIZES_SIZE_CLASSES_H_

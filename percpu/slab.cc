@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "percpu/slab.h"
+
+namespace pcmalloc::percpu {
+namespace {
+
+constexpr Slab MakeClosedSlab() {
+  Slab slab{};
+  for (Header& header : slab.headers) header = kUnusedHeader;
+  slab.mark = kMark;
+  return slab;
+}
+
+}  // namespace
+
+extern "C" {
+// Read-only: a section that wrote to it would be a bug, and is stopped by the processor.
+constexpr Slab pcmalloc_closed_slab = MakeClosedSlab();
+
+constinit Slab* pcmalloc_slab_of[2 + kMaxCpus] = {const_cast<Slab*>(&pcmalloc_closed_slab),
+                                                  const_cast<Slab*>(&pcmalloc_closed_slab)};
+}
+
+}  // namespace pcmalloc::percpu

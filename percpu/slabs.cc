@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "percpu/slabs.h"
+
+#include <string.h>
+
+#include <atomic>
+
+#include "absl/base/optimization.h"
+#include "allocator/base/lock.h"
+#include "allocator/base/report.h"
+#include "allocator/os/memory.h"
+#include "percpu/ops.h"
+#include "rseq/rseq.h"
+
+namespace pcmalloc::percpu {
+namespace {
+
+struct alignas(64) CpuState {
+  Lock lock{LockRank::kCpu};
+  Slab* slab = nullptr;  // guarded by lock; the one that slab_of points to while open
+  bool taken_for_fork = false;
+};
+
+constinit CpuState cpus[kMaxCpus];
+constinit Lock creation_lock{
+    LockRank::kCreation};  // guards the three below, and the first use of an index
+constinit Slab* kept_slabs = nullptr;
+constinit std::atomic<size_t> slab_bytes{0};
+constinit std::atomic<unsigned> populated{0};
+constinit std::atomic<unsigned> highest_used{0};
+
+constinit Mode mode = Mode::kUnset;
+constinit unsigned bound = 0;
+constinit Geometry new_geometry = {};
+
+Slab** Entry(int index) { return &pcmalloc_slab_of[2 + index]; }
+
+// The sections load entries with plain instructions on other CPUs.
+void Publish(int index, Slab* slab) { __atomic_store_n(Entry(index), slab, __ATOMIC_RELEASE); }
+
+bool Fence(int index) { return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index); }
+
+uint64_t Pack(Header header) {
+  uint64_t packed;
+  memcpy(&packed, &header, sizeof(packed));
+  return packed;
+}
+
+// Read while sections run on it: one load, so that both halves belong together.
+Header ReadHeader(const Slab* slab, unsigned size_class) {
+  const uint64_t packed = __atomic_load_n(
+      reinterpret_cast<const uint64_t*>(&slab->headers[size_class]), __ATOMIC_RELAXED);
+  Header header;
+  memcpy(&header, &packed, sizeof(header));
+  return header;
+}
+
+size_t BytesFor(const Geometry& geometry) {
+  size_t bytes = sizeof(Slab);
+  for (uint32_t capacity : geometry.capacity) bytes += (capacity + 1) * sizeof(uintptr_t);
+  const size_t page = os::KernelPageSize();
+  return (bytes + page - 1) & ~(page - 1);
+}
+
+// Sections write slots of a class only once its header was set up, so only the fixed part is
+// touched.
+void Format(Slab* slab, const Geometry& geometry) {
+  for (Header& header : slab->headers) header = kUnusedHeader;
+  slab->mark = kMark;
+  uint32_t next = sizeof(Slab) / sizeof(uintptr_t);
+  for (unsigned c = 0; c < kSlabClasses; ++c) {
+    slab->begin[c] = next + 1;
+    slab->limit[c] = next + 1 + geometry.capacity[c];
+    next = slab->limit[c];
+  }
+}
+
+bool HasGeometry(const Slab* slab, const Geometry& geometry) {
+  for (unsigned c = 0; c < kSlabClasses; ++c) {
+    if (slab->limit[c] - slab->begin[c] != geometry.capacity[c]) return false;
+  }
+  return true;
+}
+
+// Needs creation_lock. A kept slab is used again only with the geometry it had: a thread that was
+// preempted in WithCapacity may still write a mark into it, at the place where that geometry has
+// one.
+Slab* MakeSlab(const Geometry& geometry) {
+  const size_t bytes = BytesFor(geometry);
+  for (Slab** link = &kept_slabs; *link != nullptr; link = &(*link)->next_free) {
+    if (!HasGeometry(*link, geometry)) continue;
+    Slab* slab = *link;
+    *link = slab->next_free;
+    Format(slab, geometry);
+    return slab;
+  }
+  void* memory = os::Reserve(bytes, os::KernelPageSize());
+  if (memory == nullptr) return nullptr;
+  if (!os::Commit(memory, bytes)) {
+    os::Unreserve(memory, bytes);
+    return nullptr;
+  }
+  Slab* slab = static_cast<Slab*>(memory);
+  slab->bytes = bytes;
+  Format(slab, geometry);
+  slab_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  return slab;
+}
+
+void KeepSlab(Slab* slab) {
+  slab->next_free = kept_slabs;
+  kept_slabs = slab;
+}
+
+// The plain versions of the sections, for whoever owns the slab.
+uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
+  Header& header = slab->headers[size_class];
+  uint32_t taken = 0;
+  while (taken < n) {
+    const uintptr_t item = *slab->slot(header.current - 1);
+    if ((item & kMark) != 0) break;
+    out[taken++] = reinterpret_cast<void*>(item);
+    --header.current;
+  }
+  return taken;
+}
+
+uint32_t OwnedPush(Slab* slab, unsigned size_class, void* const* in, uint32_t n) {
+  Header& header = slab->headers[size_class];
+  uint32_t put = 0;
+  while (put < n && header.current < header.end) {
+    *slab->slot(header.current++) = reinterpret_cast<uintptr_t>(in[put++]);
+  }
+  return put;
+}
+
+uint32_t CapacityIn(const Slab* slab, unsigned size_class, Header header) {
+  return header.end == 0 ? 0 : header.end - slab->begin[size_class];
+}
+
+// The header that a class has with another capacity; sets the mark below its stack on first use,
+// which nobody reads before the header leads there.
+Header WithCapacity(Slab* slab, unsigned size_class, Header header, uint32_t capacity) {
+  const uint32_t begin = slab->begin[size_class];
+  const uint32_t most = slab->limit[size_class] - begin;
+  if (capacity > most) capacity = most;
+  if (header.end == 0) {
+    *slab->slot(begin - 1) = kMark;
+    header.current = begin;
+  }
+  header.end = begin + capacity;
+  return header;
+}
+
+size_t DrainOwned(Slab* slab, Receiver receiver) {
+  size_t drained = 0;
+  void* items[64];
+  for (unsigned c = 1; c < kSlabClasses; ++c) {
+    while (uint32_t n = OwnedPop(slab, c, items, 64)) {
+      receiver(c, items, n);
+      drained += n;
+    }
+  }
+  return drained;
+}
+
+// In locked mode: the slab of the CPU this thread runs on, locked; null if this thread holds it
+// already or there is no memory for one.
+class LockedSlab {
+ public:
+  LockedSlab() {
+    const int index = CurrentIndex();
+    CpuState& cpu = cpus[index];
+    if (!cpu.lock.Acquire()) return;
+    if (cpu.slab == nullptr) {
+      cpu.lock.Release();
+      if (!EnsureSlab(index) || !cpu.lock.Acquire()) return;
+    }
+    cpu_ = &cpu;
+  }
+  ~LockedSlab() {
+    if (cpu_ != nullptr) cpu_->lock.Release();
+  }
+  Slab* get() const { return cpu_ == nullptr ? nullptr : cpu_->slab; }
+
+ private:
+  CpuState* cpu_ = nullptr;
+};
+
+}  // namespace
+
+void InitTable(unsigned new_bound) {
+  bound = new_bound < kMaxCpus ? new_bound : kMaxCpus;
+  for (unsigned i = 0; i < bound; ++i) Publish(static_cast<int>(i), ClosedSlab());
+}
+
+void Init(Mode new_mode, const Geometry& geometry) {
+  new_geometry = geometry;
+  mode = new_mode;
+}
+
+Mode CurrentMode() { return mode; }
+unsigned Bound() { return bound; }
+unsigned PopulatedSlabs() { return populated.load(std::memory_order_relaxed); }
+unsigned HighestUsed() { return highest_used.load(std::memory_order_relaxed); }
+size_t SlabBytes() { return slab_bytes.load(std::memory_order_relaxed); }
+Slab* OpenSlab(int index) { return __atomic_load_n(Entry(index), __ATOMIC_ACQUIRE); }
+
+int CurrentIndex() {
+  if (mode == Mode::kUnset) return -1;
+  if (mode == Mode::kLocked) {
+    const int cpu = rseq::CurrentCpu();
+    // Where not even getcpu works, threads spread over a few slabs by their identity.
+    if (cpu < 0) return static_cast<int>((ThreadId() >> 12) % (bound < 16 ? bound : 16));
+    return static_cast<int>(static_cast<unsigned>(cpu) % bound);
+  }
+  const rseq::Area* area = rseq::ThisArea();
+  const auto cpu = static_cast<int32_t>(__atomic_load_n(&area->cpu_id, __ATOMIC_RELAXED));
+  if (cpu < 0) return -1;
+  const uint32_t index = mode == Mode::kMmCid ? __atomic_load_n(&area->mm_cid, __ATOMIC_RELAXED)
+                                              : static_cast<uint32_t>(cpu);
+  return index < bound ? static_cast<int>(index) : -1;
+}
+
+bool PrepareThread() {
+  switch (mode) {
+    case Mode::kUnset:
+      return false;
+    case Mode::kLocked:
+      return true;
+    case Mode::kCpuId:
+    case Mode::kMmCid:
+      break;
+  }
+  return rseq::EnsureThreadRegistered();
+}
+
+bool EnsureSlab(int index) {
+  CpuState& cpu = cpus[index];
+  LockHolder creating(creation_lock);
+  if (!creating) return false;
+  // Held by another: somebody has stopped this index and will open it again.
+  if (!cpu.lock.TryAcquire()) return false;
+  bool made = true;
+  if (cpu.slab == nullptr) {
+    cpu.slab = MakeSlab(new_geometry);
+    made = cpu.slab != nullptr;
+    if (made) {
+      populated.fetch_add(1, std::memory_order_relaxed);
+      const unsigned used = static_cast<unsigned>(index) + 1;
+      if (used > HighestUsed()) highest_used.store(used, std::memory_order_relaxed);
+      if (mode != Mode::kLocked) Publish(index, cpu.slab);
+    }
+  }
+  cpu.lock.Release();
+  return made;
+}
+
+uint32_t PopBatch(unsigned size_class, void** out, uint32_t n) {
+  switch (mode) {
+    case Mode::kCpuId:
+      return PopBatch<Index::kCpuId>(size_class, out, n);
+    case Mode::kMmCid:
+      return PopBatch<Index::kMmCid>(size_class, out, n);
+    case Mode::kLocked: {
+      LockedSlab slab;
+      return slab.get() == nullptr ? 0 : OwnedPop(slab.get(), size_class, out, n);
+    }
+    case Mode::kUnset:
+      break;
+  }
+  return 0;
+}
+
+uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n) {
+  switch (mode) {
+    case Mode::kCpuId:
+      return PushBatch<Index::kCpuId>(size_class, in, n);
+    case Mode::kMmCid:
+      return PushBatch<Index::kMmCid>(size_class, in, n);
+    case Mode::kLocked: {
+      LockedSlab slab;
+      return slab.get() == nullptr ? 0 : OwnedPush(slab.get(), size_class, in, n);
+    }
+    case Mode::kUnset:
+      break;
+  }
+  return 0;
+}
+
+int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
+  if (mode == Mode::kLocked) {
+    LockHolder held(cpus[index].lock);
+    Slab* slab = cpus[index].slab;
+    if (!held || slab == nullptr) return 0;
+    Header& header = slab->headers[size_class];
+    const uint32_t before = CapacityIn(slab, size_class, header);
+    header = WithCapacity(slab, size_class, header, capacity);
+    return static_cast<int32_t>(CapacityIn(slab, size_class, header) - before);
+  }
+  Slab* slab = OpenSlab(index);
+  if (slab == ClosedSlab()) return 0;
+  const Header seen = ReadHeader(slab, size_class);
+  const Header wanted = WithCapacity(slab, size_class, seen, capacity);
+  const bool done = mode == Mode::kMmCid
+                        ? ReplaceHeader<Index::kMmCid>(size_class, slab, Pack(seen), Pack(wanted))
+                        : ReplaceHeader<Index::kCpuId>(size_class, slab, Pack(seen), Pack(wanted));
+  if (!done) return 0;
+  return static_cast<int32_t>(CapacityIn(slab, size_class, wanted) -
+                              CapacityIn(slab, size_class, seen));
+}
+
+Capacity CapacityOf(int index, unsigned size_class) {
+  // In locked mode the table is closed; the slab of an index, once made, stays readable.
+  const Slab* slab = mode == Mode::kLocked ? cpus[index].slab : OpenSlab(index);
+  if (slab == nullptr || slab == ClosedSlab()) return {0, 0};
+  return {CapacityIn(slab, size_class, ReadHeader(slab, size_class)),
+          slab->limit[size_class] - slab->begin[size_class]};
+}
+
+Slab* Stop(int index) {
+  CpuState& cpu = cpus[index];
+  if (!cpu.lock.Acquire()) return nullptr;
+  if (cpu.slab == nullptr) {
+    cpu.lock.Release();
+    return nullptr;
+  }
+  if (mode != Mode::kLocked) {
+    Publish(index, ClosedSlab());
+    if (!Fence(index)) {
+      // Sections may still be at work on the slab: nothing may be assumed, so nothing is touched.
+      Publish(index, cpu.slab);
+      cpu.lock.Release();
+      return nullptr;
+    }
+  }
+  return cpu.slab;
+}
+
+bool Start(int index, Slab* slab) {
+  CpuState& cpu = cpus[index];
+  if (!cpu.lock.HeldBySelf()) return false;
+  cpu.slab = slab;
+  if (mode != Mode::kLocked) Publish(index, slab);
+  cpu.lock.Release();
+  return true;
+}
+
+bool Restart(int index) { return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab); }
+
+size_t Drain(int index, Receiver receiver) {
+  Slab* slab = Stop(index);
+  if (slab == nullptr) return 0;
+  const size_t drained = DrainOwned(slab, receiver);
+  Start(index, slab);
+  return drained;
+}
+
+bool Resize(int index, const Geometry& geometry, Receiver receiver) {
+  LockHolder creating(creation_lock);
+  if (!creating) return false;
+  Slab* fresh = MakeSlab(geometry);
+  if (fresh == nullptr) return false;
+  Slab* old = Stop(index);
+  if (old == nullptr) {
+    KeepSlab(fresh);
+    return false;
+  }
+  void* items[64];
+  for (unsigned c = 1; c < kSlabClasses; ++c) {
+    const Header header = old->headers[c];
+    if (header.end == 0) continue;
+    fresh->headers[c] = WithCapacity(fresh, c, fresh->headers[c], header.end - old->begin[c]);
+    // Popped newest first, pushed in that order: the stack comes out upside down, which costs a
+    // little warmth in the cache, once.
+    while (uint32_t n = OwnedPop(old, c, items, 64)) {
+      const uint32_t put = OwnedPush(fresh, c, items, n);
+      if (put < n) receiver(c, items + put, n - put);
+    }
+  }
+  Start(index, fresh);
+  KeepSlab(old);
+  return true;
+}
+
+namespace {
+constinit bool fork_holds_creation = false;
+}  // namespace
+
+// A lock that the forking thread holds already (fork in a signal handler) stays with the code that
+// was interrupted, in both processes; the other locks are noted where they are.
+void LockForFork() {
+  fork_holds_creation = creation_lock.AcquireForFork();
+  for (unsigned i = 0; i < HighestUsed(); ++i) {
+    if (cpus[i].lock.AcquireForFork()) cpus[i].taken_for_fork = true;
+  }
+}
+
+void UnlockAfterFork() {
+  for (unsigned i = HighestUsed(); i-- > 0;) {
+    if (!cpus[i].taken_for_fork) continue;
+    cpus[i].taken_for_fork = false;
+    cpus[i].lock.ReleaseAfterFork();
+  }
+  if (fork_holds_creation) {
+    fork_holds_creation = false;
+    creation_lock.ReleaseAfterFork();
+  }
+}
+
+}  // namespace pcmalloc::percpu
