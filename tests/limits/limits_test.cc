@@ -149,12 +149,12 @@ void ExhaustAgainAndAgain(size_t size) {
 PCM_SCENARIO(SmallBlocksToTheEnd) { ExhaustAgainAndAgain(64); }
 PCM_SCENARIO(MiddleBlocksToTheEnd) { ExhaustAgainAndAgain(5000); }
 PCM_SCENARIO(LargeBlocksToTheEnd) { ExhaustAgainAndAgain(3 * kMiB); }
-PCM_SCENARIO(MixedFailures) {
+void FailOnEach(const std::vector<size_t>& requests) {
   void* small = malloc(100);
   void* middle = malloc(100000);
   void* large = malloc(4 * kMiB);
   ASSERT_TRUE(small && middle && large);
-  for (size_t impossible : {8 * kGiB, 1024 * kGiB, size_t{1} << 46, size_t{PTRDIFF_MAX} - 4096}) {
+  for (size_t impossible : requests) {
     SCOPED_TRACE(impossible);
     ExpectCleanFailure(impossible);
     ExpectFailedReallocKeeps(small, 100, impossible);
@@ -165,6 +165,13 @@ PCM_SCENARIO(MixedFailures) {
   free(middle);
   free(large);
 }
+const std::vector<size_t> kBeyondAddressSpace = {size_t{1} << 47, size_t{1} << 56,
+                                                 size_t{PTRDIFF_MAX} - 4096};
+PCM_SCENARIO(MixedFailures) {
+  FailOnEach({8 * kGiB, 1024 * kGiB, size_t{1} << 46});
+  FailOnEach(kBeyondAddressSpace);
+}
+TEST(WithoutLimit, WhatNoAddressSpaceHoldsIsRefused) { FailOnEach(kBeyondAddressSpace); }
 PCM_SCENARIO(TwoGiBOfFour) {
   for (int i = 0; i < 3; ++i) {
     auto* p = static_cast<char*>(malloc(2 * kGiB));
