@@ -5,7 +5,7 @@
 //
 //      slab_of   [-2] [-1] | [0] [1] [2] ...
 //                  |    |     |   '--> Slab of CPU 1
-//                closed slab  '------> closed slab, until CPU 0 is first used or while it is
+//                closed slab  '------> closed slab until CPU 0 is first used, and while it is
 //                stopped
 //
 //      Slab      headers[class] = { current, end }     slot numbers: 8-byte words from the slab's start

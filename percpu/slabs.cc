@@ -16,13 +16,14 @@ namespace pcmalloc::percpu {
 namespace {
 
 struct alignas(64) CpuState {
-  Lock lock;
+  Lock lock{LockRank::kCpu};
   Slab* slab = nullptr;  // guarded by lock; the one that slab_of points to while open
   bool taken_for_fork = false;
 };
 
 constinit CpuState cpus[kMaxCpus];
-constinit Lock creation_lock;  // guards the three below, and the first use of an index
+constinit Lock creation_lock{
+    LockRank::kCreation};  // guards the three below, and the first use of an index
 constinit Slab* kept_slabs = nullptr;
 constinit std::atomic<size_t> slab_bytes{0};
 constinit std::atomic<unsigned> populated{0};
@@ -389,9 +390,9 @@ constinit bool fork_holds_creation = false;
 // A lock that the forking thread holds already (fork in a signal handler) stays with the code that
 // was interrupted, in both processes; the other locks are noted where they are.
 void LockForFork() {
-  fork_holds_creation = creation_lock.Acquire();
+  fork_holds_creation = creation_lock.AcquireForFork();
   for (unsigned i = 0; i < HighestUsed(); ++i) {
-    if (cpus[i].lock.Acquire()) cpus[i].taken_for_fork = true;
+    if (cpus[i].lock.AcquireForFork()) cpus[i].taken_for_fork = true;
   }
 }
 
@@ -399,11 +400,11 @@ void UnlockAfterFork() {
   for (unsigned i = HighestUsed(); i-- > 0;) {
     if (!cpus[i].taken_for_fork) continue;
     cpus[i].taken_for_fork = false;
-    cpus[i].lock.Release();
+    cpus[i].lock.ReleaseAfterFork();
   }
   if (fork_holds_creation) {
     fork_holds_creation = false;
-    creation_lock.Release();
+    creation_lock.ReleaseAfterFork();
   }
 }
 

@@ -27,16 +27,17 @@ extern const unsigned int __rseq_size __attribute__((weak));
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 
 // Named in arch/*.S, which makes it the initial target of pcmalloc_rseq_offset.
-__attribute__((visibility("hidden"), tls_model("initial-exec"))) alignas(
-    64) constinit thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area = {
-    .cpu_id_start = 0,
-    .cpu_id = pcmalloc::rseq::kUninitialized,
-    .rseq_cs = 0,
-    .flags = 0,
-    .node_id = 0,
-    .mm_cid = 0,
-    .slice_ctrl = 0,
-    .reserved = {},
+alignas(64) [[gnu::visibility("hidden"),
+              gnu::tls_model("initial-exec")]] constinit thread_local pcmalloc::rseq::Area
+    pcmalloc_rseq_own_area = {
+        .cpu_id_start = 0,
+        .cpu_id = pcmalloc::rseq::kUninitialized,
+        .rseq_cs = 0,
+        .flags = 0,
+        .node_id = 0,
+        .mm_cid = 0,
+        .slice_ctrl = 0,
+        .reserved = {},
 };
 }
 
@@ -336,9 +337,9 @@ bool EnsureThreadRegistered() {
 }
 
 void UnregisterThread() {
-  if (Discover().owner != Owner::kOwn) return;
   Area* const area = &pcmalloc_rseq_own_area;
   SignalBlocker blocker;
+  // Only an area that we registered has a CPU in it.
   if (CpuId(area) < 0 || SharesMemoryWithParent()) return;
   __atomic_store_n(&area->rseq_cs, uint64_t{0}, __ATOMIC_RELAXED);
   if (Rseq(area, Discover().registered_length, kUnregister) != 0) return;

@@ -154,6 +154,7 @@ TEST_P(EveryLinkage, SharesTheAreaOfTheCLibrary) {
               ::testing::AnyOf(32, std::max(32L, answers["feature_size"])));
   EXPECT_GE(answers["cpu_id"], 0);
   EXPECT_EQ(answers["same_answer"], 1);
+  EXPECT_EQ(answers["cpu_bound"], 8 * answers["kernel_mask_bytes"]);
   EXPECT_GE(answers["cpu_bound"], sysconf(_SC_NPROCESSORS_CONF));
   EXPECT_THAT(answers.reason(), HasSubstr("the C library registered in every thread"));
   ExpectFence(answers);

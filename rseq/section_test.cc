@@ -114,9 +114,10 @@ class FenceTest : public ::testing::Test {
   }
 
   // Preemption aborts sections too, on a busy machine within half a millisecond. So a fence counts
-  // as one that aborts if most sections end sooner than that, and as one that does not if some live
-  // on: a fence that strikes strikes every time.
-  static constexpr absl::Duration kSoon = absl::Microseconds(400);
+  // as one that aborts if most sections end sooner than this, and as one that does not if some live
+  // on in one of a few attempts: a fence that strikes strikes every time.
+  static constexpr absl::Duration kSoon = absl::Microseconds(150);
+  static constexpr int kAttempts = 5;
 
   template <typename Disturb>
   void ExpectAborts(Disturb disturb) {
@@ -127,8 +128,12 @@ class FenceTest : public ::testing::Test {
 
   template <typename Disturb>
   void ExpectLeavesAlone(Disturb disturb) {
-    const auto lives = Lives(own_cpu_, spin_cpu_, kSoon, disturb);
-    EXPECT_GE(lives[lives.size() * 3 / 4], kSoon);
+    absl::Duration longer_lived;
+    for (int i = 0; i < kAttempts && longer_lived < kSoon; ++i) {
+      const auto lives = Lives(own_cpu_, spin_cpu_, kSoon, disturb);
+      longer_lived = lives[lives.size() * 3 / 4];
+    }
+    EXPECT_GE(longer_lived, kSoon);
   }
 
   int own_cpu_ = -1;

@@ -6,10 +6,12 @@ Reads `bazel aquery --output=jsonproto 'mnemonic(CppCompile, ...)'` on standard 
 include paths and warnings are those of each target, and Bazel's cache stays with one compiler.
 Leaves test.xml and test.log in --out, as a Bazel test does. The library's sources are compiled to
 the end, because only code generation reads inline assembly; the others are parsed and checked.
+What compiled before, under the same command, is not compiled again until a file it read changes.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import pathlib
@@ -55,9 +57,41 @@ def commands_of(graph):
     return found
 
 
+def dependencies(path):
+    """The files that a compilation read, from the make rule that clang wrote."""
+    _, _, files = path.read_text(encoding="utf-8").replace("\\\n", " ").partition(":")
+    return files.split()
+
+
+def unchanged(rule, directory):
+    """Whether nothing that the compilation behind this make rule read is newer than it."""
+    try:
+        written = rule.stat().st_mtime_ns
+        return all(os.stat(os.path.join(directory, name)).st_mtime_ns < written
+                   for name in dependencies(rule))
+    except OSError:
+        return False
+
+
+def compile_one(command, directory, cache):
+    """None if the command succeeds or would, else its status and messages."""
+    key = hashlib.sha256("\0".join(command).encode()).hexdigest()
+    rule, new = cache / f"{key}.d", cache / f"{key}.new"
+    if unchanged(rule, directory):
+        return None
+    started = time.time_ns()
+    done = subprocess.run([*command, "-MD", "-MF", str(new.absolute())], cwd=directory, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        return f"{COMPILER} ended with {done.returncode}\n{done.stdout}"
+    # A file saved during the compilation must count as newer.
+    os.utime(new, ns=(started, started))
+    new.rename(rule)
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--tree", required=True, help="the workspace, for names in messages")
     parser.add_argument("--execution_root", required=True)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     flags = parser.parse_args()
@@ -71,19 +105,17 @@ def main():
         commands = {}
         log.append(f"bazel aquery: {error}")
 
-    def compile_one(command):
-        return subprocess.run(command, cwd=flags.execution_root, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, check=False)
-
+    cache = flags.out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
     try:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for (source, _), done in zip(commands, pool.map(compile_one, commands.values())):
-                if done.returncode != 0:
-                    log.append(f"{source}: {COMPILER} ended with {done.returncode}\n{done.stdout}")
+            problems = pool.map(lambda c: compile_one(c, flags.execution_root, cache),
+                                commands.values())
+            log += [f"{source}: {problem}"
+                    for (source, _), problem in zip(commands, problems) if problem]
     except OSError as error:
         log.append(f"{COMPILER}: {error}")
 
-    flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "test.log").write_text("\n".join(log), encoding="utf-8")
     case = ElementTree.Element("testcase", name=f"{len(commands)} sources compile without a warning",
                                time=f"{time.monotonic() - started:.1f}")

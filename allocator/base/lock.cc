@@ -2,6 +2,7 @@
 #include "allocator/base/lock.h"
 
 #include <linux/futex.h>
+#include <time.h>
 
 #include "absl/base/optimization.h"
 #include "allocator/base/syscall.h"
@@ -9,12 +10,17 @@
 namespace pcmalloc {
 namespace {
 
-// Aligned so that the bit that Lock::kSleepers names is free.
-alignas(8) thread_local char thread_marker;
+// Aligned so that the bit that Lock::kSleepers names is free in its address.
+struct alignas(8) ThreadState {
+  LockRank highest = LockRank::kNone;  // of the locks held or about to be taken
+};
+constinit thread_local ThreadState thread_state;
 
 // Long enough to outlast a holder that runs on another CPU (a batch copy, well below a
 // microsecond), short enough to be nothing beside a sleep when the holder was preempted.
 constexpr int kSpins = 100;
+
+constexpr int kForkPatience = 1000;  // sleeps of 100 us
 
 inline void SpinPause() {
 #if defined(__x86_64__)
@@ -26,26 +32,73 @@ inline void SpinPause() {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 uint32_t* FutexOf(std::atomic<uintptr_t>* word) { return reinterpret_cast<uint32_t*>(word); }
 
+// A signal handler on this thread must see the announcement in program order; no other thread reads
+// it.
+void Announce(LockRank rank) {
+  __atomic_store_n(&thread_state.highest, rank, __ATOMIC_RELAXED);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+}
+
+void Withdraw(LockRank before) {
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  __atomic_store_n(&thread_state.highest, before, __ATOMIC_RELAXED);
+}
+
+LockRank Highest() { return __atomic_load_n(&thread_state.highest, __ATOMIC_RELAXED); }
+
 }  // namespace
 
-uintptr_t ThreadId() { return reinterpret_cast<uintptr_t>(&thread_marker); }
+uintptr_t ThreadId() { return reinterpret_cast<uintptr_t>(&thread_state); }
 
-bool Lock::TryAcquire() {
+bool Lock::TakeWord() {
   uintptr_t expected = kFree;
   return word_.compare_exchange_strong(expected, ThreadId(), std::memory_order_acquire,
                                        std::memory_order_relaxed);
 }
 
+void Lock::GiveWord() {
+  if (ABSL_PREDICT_FALSE((word_.exchange(kFree, std::memory_order_release) & kSleepers) != 0)) {
+    RawSyscall(SYS_futex, FutexOf(&word_), FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+  }
+}
+
 bool Lock::Acquire() {
-  if (ABSL_PREDICT_TRUE(TryAcquire())) return true;
-  if (HeldBySelf()) return false;
-  AcquireSlow();
+  const LockRank before = Highest();
+  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
+  Announce(rank_);
+  if (ABSL_PREDICT_FALSE(!TakeWord())) {
+    // Between the fork handlers this thread holds every lock, without ranks.
+    if (HeldBySelf()) {
+      Withdraw(before);
+      return false;
+    }
+    WaitForWord();
+  }
+  rank_before_ = before;
   return true;
 }
 
-void Lock::AcquireSlow() {
+bool Lock::TryAcquire() {
+  const LockRank before = Highest();
+  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
+  Announce(rank_);
+  if (!TakeWord()) {
+    Withdraw(before);
+    return false;
+  }
+  rank_before_ = before;
+  return true;
+}
+
+void Lock::Release() {
+  const LockRank before = rank_before_;
+  GiveWord();
+  Withdraw(before);
+}
+
+void Lock::WaitForWord() {
   for (int i = 0; i < kSpins; ++i) {
-    if (word_.load(std::memory_order_relaxed) == kFree && TryAcquire()) return;
+    if (word_.load(std::memory_order_relaxed) == kFree && TakeWord()) return;
     SpinPause();
   }
   // Whoever has slept may not be the only sleeper, so it takes the lock with the bit set.
@@ -65,10 +118,21 @@ void Lock::AcquireSlow() {
   }
 }
 
-void Lock::Release() {
-  if (ABSL_PREDICT_FALSE((word_.exchange(kFree, std::memory_order_release) & kSleepers) != 0)) {
-    RawSyscall(SYS_futex, FutexOf(&word_), FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+bool Lock::AcquireForFork() {
+  if (HeldBySelf()) return false;
+  // Below what an interrupted frame of this thread holds, waiting could be for ever.
+  if (Highest() < rank_) {
+    if (!TakeWord()) WaitForWord();
+    return true;
   }
+  for (int i = 0; i < kForkPatience; ++i) {
+    if (TakeWord()) return true;
+    const timespec pause = {0, 100'000};
+    RawSyscall(SYS_nanosleep, &pause, nullptr);
+  }
+  return false;
 }
+
+void Lock::ReleaseAfterFork() { GiveWord(); }
 
 }  // namespace pcmalloc

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: a mutual exclusion lock that knows its owner, so that a signal handler which
-//   interrupted the owner is told so instead of waiting for itself for ever.
+// Purpose: a mutual exclusion lock that never makes a signal handler wait for what its own thread,
+//   further up the stack, holds or is about to take.
 //
 //      word_   0                  free
 //              ThreadId()         held by that thread
 //              ThreadId() | 1     held, and somebody sleeps in the kernel
 //
-//   Owner and state are one word because a signal may arrive between any two stores.
+//   Every lock has a rank; the paths of the allocator take locks in rising ranks only. A thread
+//   that asks for a rank that is not above all it holds is therefore in a signal handler that
+//   interrupted the holder: it is refused at once. (It must not wait even for a lock of that rank
+//   that another thread holds, because that thread may be waiting for what was interrupted here.)
 //
 // Invariants: constant-initialised (usable before any constructor); no allocation; errno untouched.
-// Cost: one compare-and-swap to take, one exchange to give back; waiting spins briefly, then sleeps
-//   on a futex (the word's low half).
+//   A thread announces a rank before it takes the lock and withdraws it after giving the lock back:
+//   a signal in between finds too much announced, never too little.
+// Cost: one compare-and-swap and three thread-local accesses to take, one exchange to give back;
+//   waiting spins briefly, then sleeps on a futex (the word's low half).
 #ifndef PCMALLOC_ALLOCATOR_BASE_LOCK_H_
 #define PCMALLOC_ALLOCATOR_BASE_LOCK_H_
 
@@ -21,22 +26,32 @@
 
 namespace pcmalloc {
 
+// In the order in which the paths take them.
+enum class LockRank : uint8_t {
+  kNone,
+  kCreation,  // making slabs
+  kCpu,       // one CPU's slab
+  kTransfer,  // one class's transfer cache
+  kCentral,   // one class's spans
+  kPages,     // the page heap
+};
+
 // Identifies the calling thread: an even, non-zero address inside its thread-local storage. A vfork
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
 class Lock {
  public:
-  constexpr Lock() = default;
+  explicit constexpr Lock(LockRank rank) : rank_(rank) {}
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
 
   // Takes the lock, waiting if need be. Returns false, at once and without the lock, when the
-  // calling thread holds it already: the caller runs in a signal handler that interrupted the
-  // holder and must reach its aim another way. Async-signal-safe.
+  // calling thread holds a lock of this or a higher rank: the caller must reach its aim another
+  // way. Async-signal-safe.
   [[nodiscard]] bool Acquire();
 
-  // Takes the lock if nobody holds it.
+  // The same, but never waits.
   [[nodiscard]] bool TryAcquire();
 
   // The calling thread must hold the lock.
@@ -46,18 +61,29 @@ class Lock {
     return (word_.load(std::memory_order_relaxed) & ~kSleepers) == ThreadId();
   }
 
+  // For fork handlers, which take all locks, several of one rank among them: false if the calling
+  // thread holds this one already, or if it is in a signal handler that interrupted the allocator
+  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
+  // this one, and the child inherits a lock that nobody gives back).
+  [[nodiscard]] bool AcquireForFork();
+  void ReleaseAfterFork();
+
  private:
   static constexpr uintptr_t kFree = 0;
   static constexpr uintptr_t kSleepers = 1;
 
-  void AcquireSlow();
+  bool TakeWord();
+  void WaitForWord();
+  void GiveWord();
 
   std::atomic<uintptr_t> word_{kFree};
+  const LockRank rank_;
+  LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
 };
 
 // Holds a lock for a scope. Test it before touching what the lock protects:
 //   LockHolder held(lock_);
-//   if (!held) return ...;  // this thread holds it further up its own stack
+//   if (!held) return ...;  // this thread is in a signal handler inside the allocator
 class LockHolder {
  public:
   explicit LockHolder(Lock& lock) : lock_(lock.Acquire() ? &lock : nullptr) {}

@@ -18,7 +18,7 @@ constexpr uint32_t Capacity(unsigned size_class) {
 }
 
 struct TransferCache {
-  Lock lock;
+  Lock lock{LockRank::kTransfer};
   uint32_t count = 0;
   bool taken_for_fork = false;
   void* slots[kSlots] = {};
@@ -102,7 +102,8 @@ constinit bool lists_taken_for_fork[kNumClasses] = {};
 
 // The order of the locks is that of the paths: every transfer cache, then every list.
 void LockForFork() {
-  for (unsigned c = 1; c < kNumClasses; ++c) caches[c].taken_for_fork = caches[c].lock.Acquire();
+  for (unsigned c = 1; c < kNumClasses; ++c)
+    caches[c].taken_for_fork = caches[c].lock.AcquireForFork();
   for (unsigned c = 1; c < kNumClasses; ++c) lists_taken_for_fork[c] = lists[c].LockForFork();
 }
 
@@ -111,7 +112,7 @@ void UnlockAfterFork() {
     if (lists_taken_for_fork[c]) lists[c].UnlockAfterFork();
   }
   for (unsigned c = kNumClasses; c-- > 1;) {
-    if (caches[c].taken_for_fork) caches[c].lock.Release();
+    if (caches[c].taken_for_fork) caches[c].lock.ReleaseAfterFork();
   }
 }
 

@@ -3,6 +3,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <set>
 #include <string>
 
@@ -75,6 +78,21 @@ TEST(ConfigTable, RowsAreSound) {
     }
   }
   EXPECT_EQ(names.count("rseq"), 1u);
+}
+
+TEST(ConfigTable, ReadmeHasEveryRow) {
+  std::ifstream file("allocator/config/README.md");
+  std::string readme{std::istreambuf_iterator<char>(file), {}};
+  readme.erase(std::remove(readme.begin(), readme.end(), '`'), readme.end());
+  for (const Key& key : ConfigKeys()) {
+    Text<> row;
+    row.Str("| ").Str(key.name).Str(" | ");
+    AppendAccepted(key, row);
+    row.Str(" | ");
+    AppendValue(key, key.default_value, row);
+    row.Str(" | ").Str(key.help).Str(" |");
+    EXPECT_THAT(readme, HasSubstr(row.c_str()));
+  }
 }
 
 TEST(ConfigTable, HelpFits) {

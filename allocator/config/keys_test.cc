@@ -8,6 +8,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -185,6 +186,19 @@ TEST_F(KeysTest, SuggestsTheClosestKey) {
   EXPECT_THAT(complaints_[3], HasSubstr("did you mean decay?"));
   EXPECT_EQ(Parse("opt.narenas_total:3"), 1);
   EXPECT_THAT(complaints_[0], Not(HasSubstr("did you mean")));
+}
+
+TEST_F(KeysTest, SuggestsTheCloserOfTwo) {
+  constexpr Key kTwo[] = {{"model", Unit::kBool, 0, 0, 0, 1, nullptr, ""},
+                          {"mode", Unit::kBool, 0, 0, 0, 1, nullptr, ""}};
+  for (const auto& [wrong, right] : {std::pair{"modell", "model?"}, std::pair{"moe", "mode?"}}) {
+    complaints_.clear();
+    ParseKeys({kTwo, 2}, &fields_, wrong, [](const TextBuffer& line) {
+      complaints->push_back(std::string(line.c_str(), line.size()));
+    });
+    ASSERT_EQ(complaints_.size(), 1u);
+    EXPECT_THAT(complaints_[0], HasSubstr(std::string("did you mean ") + right));
+  }
 }
 
 TEST_F(KeysTest, SkipsEmptyItemsAndBlanks) {

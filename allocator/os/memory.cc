@@ -52,14 +52,13 @@ void* Reserve(size_t size, size_t alignment) {
   Unreserve(start, size);
 
   // The exact size was tried first because the slack would break a tight RLIMIT_AS.
-  const size_t slack = alignment - KernelPageSize();
-  if (size > SIZE_MAX - slack) return nullptr;
-  start = static_cast<char*>(Map(nullptr, size + slack, PROT_NONE, 0));
+  if (size > SIZE_MAX - alignment) return nullptr;
+  start = static_cast<char*>(Map(nullptr, size + alignment, PROT_NONE, 0));
   if (start == nullptr) return nullptr;
   char* aligned = reinterpret_cast<char*>(RoundUp(reinterpret_cast<uintptr_t>(start), alignment));
   const size_t head = static_cast<size_t>(aligned - start);
   if (head != 0) Unreserve(start, head);
-  if (head != slack) Unreserve(aligned + size, slack - head);
+  Unreserve(aligned + size, alignment - head);
   return aligned;
 }
 

@@ -40,7 +40,7 @@ constexpr size_t kSpansPerReturn = 2;
 constexpr int kReturnRefusals = 16;
 
 struct Heap {
-  Lock lock;
+  Lock lock{LockRank::kPages};
   FreeSpans warm;
   FreeSpans cold;
   SpanStore store;
@@ -431,8 +431,8 @@ PageStats PageHeap::Stats() {
   return stats;
 }
 
-bool PageHeap::LockForFork() { return heap.lock.Acquire(); }
+bool PageHeap::LockForFork() { return heap.lock.AcquireForFork(); }
 
-void PageHeap::UnlockAfterFork() { heap.lock.Release(); }
+void PageHeap::UnlockAfterFork() { heap.lock.ReleaseAfterFork(); }
 
 }  // namespace pcmalloc

@@ -46,12 +46,14 @@ class PageHeap {
   static PageResult Give(Span* span);
 
   // Makes a kLarge span longer or shorter where it is. Growing fails with kNoMemory when the pages
-  // behind it are in use; pages cut off go back to the heap.
+  // behind it are in use; pages cut off go back to the heap. Shrinking fails, and changes nothing,
+  // only if a Span object is needed and refused.
   static PageResult Resize(Span* span, size_t pages);
 
   // Moves the contents of a kLarge span to another of at least its length by moving page tables
   // (mremap with MREMAP_DONTUNMAP); false where the kernel cannot: then copy. `from` stays
   // allocated with undefined contents.
+  // Moved pages are mappings of their own to the kernel: for blocks of some hundred KiB and more.
   static bool MovePages(const Span* from, const Span* to);
 
   // Returns at least `bytes` of free memory to the operating system, whole free ranges, largest

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "allocator/os/memory.h"
 #include "allocator/pages/arena.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
@@ -84,6 +85,10 @@ inline void CheckPageHeap() {
       if (span->state == SpanState::kFree) {
         ASSERT_EQ(span->zeroed, span->returned);
         (span->returned ? cold : warm) += span->bytes();
+        if (span->returned) {
+          ASSERT_EQ(span->start % os::KernelPageSize(), 0u);
+          ASSERT_EQ(span->bytes() % os::KernelPageSize(), 0u);
+        }
         if (left != nullptr && left->state == SpanState::kFree) {
           ASSERT_NE(left->returned, span->returned) << "free neighbours that were not merged";
         }

@@ -66,6 +66,7 @@
   ".byte 0x0f, 0xb9, 0x3d\n\t"                                    \
   ".long " PCM_RSEQ_SIGNATURE_TEXT "\n"                           \
   abort ":\n\t"                                                   \
+  "lock incq pcmalloc_rseq_aborts(%%rip)\n\t"                     \
   "jmp " target "\n\t"                                            \
   ".popsection\n\t"
 

@@ -22,9 +22,10 @@
 extern "C" {
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
-extern __attribute__((
-    visibility("hidden"),
-    tls_model("initial-exec"))) thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area;
+// constinit: no wrapper function that would look for an initialiser.
+[[gnu::visibility("hidden"),
+  gnu::tls_model(
+      "initial-exec")]] extern constinit thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area;
 }
 
 namespace {
@@ -73,6 +74,8 @@ void LookDiscover() {
   Print("fence_one_cpu", d.fence_one_cpu);
   Print("fence_error", d.fence_error);
   Print("cpu_bound", d.cpu_bound);
+  cpu_set_t mask;
+  Print("kernel_mask_bytes", syscall(SYS_sched_getaffinity, 0, sizeof(mask), &mask));
   printf("reason=%s\n", d.reason);
   Print("own_offset", OwnOffset());
   Print("offset", rseq::pcmalloc_rseq_offset);

@@ -81,7 +81,7 @@ uint32_t Actor::PickSize() {
 }
 
 void* Actor::CallMalloc(uint32_t size, const char** call, uint32_t* alignment, bool* zeroed) {
-  const uint32_t kind = random_.Next() & 0xff;
+  const uint32_t kind = options.aligned ? random_.Below(256) : random_.Below(240);
   *zeroed = false;
   *alignment = NaturalAlignment(size);
   if (kind < 216) {
@@ -119,6 +119,10 @@ void* Actor::CallMalloc(uint32_t size, const char** call, uint32_t* alignment, b
 bool Actor::Take(Block& block, void* data, uint32_t size, uint32_t extent, bool dense,
                  const char* call) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  // No address while the rest changes: a report on another thread must not see halves of two
+  // blocks.
+  block.address.store(0, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
   block.dense = dense;
   block.tag.store(Tag::Make(thread_, handler_, size, ++sequence_).bits(),
                   std::memory_order_relaxed);
@@ -132,10 +136,11 @@ bool Actor::Take(Block& block, void* data, uint32_t size, uint32_t extent, bool 
     block.held = true;
     return true;
   }
-  const Block* const other = BlockTable::FindOwner(taken, &block);
+  Owner other;
+  const bool known = BlockTable::FindOwner(taken, &block, &other);
   const bool stale_books =
-      is_held_in_fork_child != nullptr && (other == nullptr || !is_held_in_fork_child(*other));
-  if (!stale_books) Violations::ReportClaim(block, call, taken, other);
+      is_held_in_fork_child != nullptr && (!known || !is_held_in_fork_child(*other.block));
+  if (!stale_books) Violations::ReportClaim(block, call, taken, known ? &other : nullptr);
   block.address.store(0, std::memory_order_relaxed);
   counters_.abandoned.Add();
   return false;

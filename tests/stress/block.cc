@@ -50,6 +50,19 @@ inline bool CheckStretch(const uint8_t* data, uintptr_t origin, Tag tag, uint32_
 
 }  // namespace
 
+bool ReadOwner(const Block& block, Owner* owner) {
+  owner->block = &block;
+  owner->address = block.address.load(std::memory_order_acquire);
+  owner->tag = block.Stamp();
+  owner->since = block.since.load(std::memory_order_relaxed);
+  owner->until = block.until.load(std::memory_order_relaxed);
+  owner->extent = block.extent.load(std::memory_order_relaxed);
+  owner->cpu = block.cpu.load(std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return owner->address != 0 && block.address.load(std::memory_order_relaxed) == owner->address &&
+         block.Stamp().bits() == owner->tag.bits();
+}
+
 void WriteStamp(uint8_t* data, Tag tag, uint32_t size, bool dense) {
   ForEachStampedStretch(size, dense, [&](uint32_t begin, uint32_t end) {
     WriteStretch(data, tag, begin, end);
@@ -87,25 +100,20 @@ Block& BlockTable::At(uint32_t index) { return blocks[index]; }
 
 uint32_t BlockTable::count() { return blocks_made.load(std::memory_order_relaxed); }
 
-const Block* BlockTable::FindOwner(uintptr_t address, const Block* self) {
-  const Block* latest = nullptr;
-  uint64_t latest_until = 0;
+bool BlockTable::FindOwner(uintptr_t address, const Block* self, Owner* owner) {
+  bool found = false;
   const uint32_t end = count();
   for (uint32_t i = 1; i < end; ++i) {
-    const Block& block = blocks[i];
-    const uintptr_t begin = block.address.load(std::memory_order_relaxed);
-    if (&block == self || begin == 0) continue;
+    Owner candidate;
+    if (&blocks[i] == self || !ReadOwner(blocks[i], &candidate)) continue;
     // Claims are made of whole granules, so compare whole granules.
-    const uintptr_t last = begin + block.extent.load(std::memory_order_relaxed) - 1;
-    if ((address | 7) < begin || (address & ~uintptr_t{7}) > last) continue;
-    const uint64_t until = block.until.load(std::memory_order_relaxed);
-    if (until == 0) return &block;
-    if (until > latest_until) {
-      latest = &block;
-      latest_until = until;
-    }
+    const uintptr_t last = candidate.address + candidate.extent - 1;
+    if ((address | 7) < candidate.address || (address & ~uintptr_t{7}) > last) continue;
+    if (candidate.until == 0 || !found || candidate.until > owner->until) *owner = candidate;
+    if (candidate.until == 0) return true;
+    found = true;
   }
-  return latest;
+  return found;
 }
 
 }  // namespace stress

@@ -59,6 +59,20 @@ struct alignas(64) Block {
   Tag Stamp() const { return Tag(tag.load(std::memory_order_relaxed)); }
 };
 
+// What a description said at one moment: its block may have another holder an instant later.
+struct Owner {
+  const Block* block;
+  uintptr_t address;
+  Tag tag;
+  uint64_t since;
+  uint64_t until;
+  uint32_t extent;
+  int cpu;
+};
+
+// False if the description changed while it was read, or describes nothing.
+bool ReadOwner(const Block& block, Owner* owner);
+
 inline constexpr uint64_t kSpread = 0x9e3779b97f4a7c15u;
 
 inline uint64_t StampWord(Tag tag, uintptr_t address) { return tag.bits() ^ address * kSpread; }
@@ -104,9 +118,9 @@ class BlockTable {
   static Block& At(uint32_t index);
   static uint32_t count();
 
-  // The block that covers `address`: a held one if there is any, else the one released last; null
-  // if none is known. `self` is passed over.
-  static const Block* FindOwner(uintptr_t address, const Block* self);
+  // Finds the block that covers `address`: a held one if there is any, else the one released last.
+  // False if none is known. `self` is passed over.
+  static bool FindOwner(uintptr_t address, const Block* self, Owner* owner);
 };
 
 }  // namespace stress

@@ -39,6 +39,7 @@ ABSL_FLAG(uint64_t, seed, 1, "seed of all random numbers");
 ABSL_FLAG(std::string, cpus, "", "CPUs to run on, such as 0-1,4; empty: all allowed ones");
 ABSL_FLAG(uint32_t, max_size, 256 << 10, "largest block in bytes, up to 1048575");
 ABSL_FLAG(bool, pin, true, "keep every other pair of threads on one CPU");
+ABSL_FLAG(bool, aligned, true, "also call posix_memalign, aligned_alloc and memalign");
 ABSL_FLAG(bool, full_stamps, false, "stamp and verify every byte of large blocks too");
 ABSL_FLAG(bool, signals, true, "interrupt threads by signals whose handler allocates and frees");
 ABSL_FLAG(uint32_t, signal_rate, 2000, "signals a second");
@@ -50,6 +51,7 @@ ABSL_FLAG(bool, migrate, true, "move threads to other CPUs at any instant");
 ABSL_FLAG(uint32_t, migrate_rate, 2000, "migrations a second");
 ABSL_FLAG(bool, forks, true, "fork children that verify, free and allocate");
 ABSL_FLAG(uint32_t, fork_rate, 4, "forks a second");
+ABSL_FLAG(double, fork_limit_seconds, 20, "a fork child that takes longer hangs, and is killed");
 ABSL_FLAG(bool, respawn, true, "end threads and start others in their place");
 ABSL_FLAG(uint32_t, respawn_rate, 4, "thread exits a second");
 ABSL_FLAG(bool, drain, true, "drain, resize and stop per-CPU caches where the malloc offers that");
@@ -59,17 +61,15 @@ ABSL_FLAG(uint32_t, trim_rate, 10, "trims a second");
 ABSL_FLAG(double, stall_seconds, 30, "without any progress for that long, the malloc hangs");
 ABSL_FLAG(bool, check_rss, false,
           "fail when resident memory grows by half and 16 MiB after a quarter of the run");
+ABSL_FLAG(uint32_t, reports, 10, "violations told in full; the rest is only counted");
 ABSL_FLAG(bool, quiet, false, "print violations only");
 ABSL_FLAG(bool, json, false, "print the summary as one JSON object");
 
 namespace stress {
 
-Options options;
-
 namespace {
 
 constexpr uint64_t kTickNs = 20'000'000;
-// The run after the clean-up of a heap that crashed or hung is not to be trusted: exit at once.
 constexpr int kExitViolation = 1;
 constexpr int kExitUsage = 2;
 
@@ -145,14 +145,17 @@ void ReadOptions() {
   options.threads =
       threads != 0 ? static_cast<unsigned>(threads) : std::min(4 * options.cpu_count, kMaxThreads);
   options.seed = absl::GetFlag(FLAGS_seed);
+  options.reports = absl::GetFlag(FLAGS_reports);
   options.max_size = absl::GetFlag(FLAGS_max_size);
   if (options.max_size < 1 || options.max_size > kMaxBlockSize) {
     UsageError("--max_size is out of range", "1 to 1048575");
   }
   options.pin = absl::GetFlag(FLAGS_pin);
+  options.aligned = absl::GetFlag(FLAGS_aligned);
   options.dense = absl::GetFlag(FLAGS_full_stamps);
   options.signal_rate = absl::GetFlag(FLAGS_signals) ? absl::GetFlag(FLAGS_signal_rate) : 0;
   options.fork_rate = absl::GetFlag(FLAGS_forks) ? absl::GetFlag(FLAGS_fork_rate) : 0;
+  options.fork_limit_seconds = absl::GetFlag(FLAGS_fork_limit_seconds);
   options.migrate_rate = absl::GetFlag(FLAGS_migrate) ? absl::GetFlag(FLAGS_migrate_rate) : 0;
   options.respawn_rate = absl::GetFlag(FLAGS_respawn) ? absl::GetFlag(FLAGS_respawn_rate) : 0;
   options.trim_rate = absl::GetFlag(FLAGS_trim) ? absl::GetFlag(FLAGS_trim_rate) : 0;
@@ -175,6 +178,17 @@ void PrintSummary() {
   Message message;
   AddSummary(facts, json, message);
   message.Write(STDOUT_FILENO);
+}
+
+// The end of a run whose malloc crashed or hangs: nothing that asks it anything may hold up the
+// exit.
+[[noreturn]] void EndAtOnce() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) { _exit(kExitViolation); };
+  sigaction(SIGALRM, &action, nullptr);
+  alarm(3);
+  PrintSummary();
+  _exit(kExitViolation);
 }
 
 const char* SignalName(int signal) {
@@ -212,8 +226,8 @@ void OnCrash(int signal, siginfo_t* info, void*) {
                      signal == SIGABRT ? nullptr : info->si_addr, who,
                      Worker::CurrentInsideMalloc() ? "inside a call of the malloc under test"
                                                    : "outside the malloc under test");
-  if (!in_child) PrintSummary();
-  _exit(kExitViolation);
+  if (in_child) _exit(kExitViolation);
+  EndAtOnce();
 }
 
 void OnInterrupt(int) { stopping.store(true); }
@@ -251,8 +265,7 @@ class StallWatch {
     if (stalled < absl::GetFlag(FLAGS_stall_seconds)) return;
     Violations::Report(Kind::kStall, "no operation finished for %u s while %s; %u workers live",
                        static_cast<unsigned>(stalled), doing, WorkersRunning());
-    PrintSummary();
-    _exit(kExitViolation);
+    EndAtOnce();
   }
 
   static unsigned WorkersRunning() {

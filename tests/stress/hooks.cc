@@ -26,6 +26,8 @@ Function Find(Function linked, const char* name) {
   return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
 }
 
+const char* malloc_file = "?";
+
 }  // namespace
 
 Hooks hooks;
@@ -41,15 +43,14 @@ void FindHooks() {
   hooks.trim = Find(&malloc_trim, "malloc_trim");
   // Stopping without a way to start again would only measure the slow path.
   if (hooks.start_cpu == nullptr) hooks.stop_cpu = nullptr;
-}
 
-const char* MallocFile() {
   Dl_info info;
   void* const address = dlsym(RTLD_DEFAULT, "malloc");
   if (address != nullptr && dladdr(address, &info) != 0 && info.dli_fname != nullptr) {
-    return info.dli_fname;
+    malloc_file = info.dli_fname;
   }
-  return "?";
 }
+
+const char* MallocFile() { return malloc_file; }
 
 }  // namespace stress

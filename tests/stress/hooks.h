@@ -33,7 +33,8 @@ struct Hooks {
 extern Hooks hooks;
 void FindHooks();
 
-// File that the process's malloc came from, or "?".
+// File that the process's malloc came from, or "?"; found by FindHooks, because looking it up may
+// call malloc, and a report must not.
 const char* MallocFile();
 
 }  // namespace stress

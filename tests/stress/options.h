@@ -21,8 +21,10 @@ enum class HandlerMalloc {
 
 struct Options {
   double seconds = 10;
+  double fork_limit_seconds = 20;  // a child that takes longer hangs
   unsigned threads = 0;
   uint64_t seed = 1;
+  uint32_t reports = 10;  // violations told in full; the rest is counted
   uint32_t max_size = 256 << 10;
   unsigned signal_rate = 0;  // a second, 0 = none
   unsigned fork_rate = 0;
@@ -32,6 +34,7 @@ struct Options {
   unsigned drain_rate = 0;  // 0 with `drain`: as fast as it goes
   bool drain = true;
   bool pin = true;
+  bool aligned = true;  // also posix_memalign, aligned_alloc, memalign
   bool dense = false;
   HandlerMalloc handler_malloc = HandlerMalloc::kOutside;
   cpu_set_t cpu_set;

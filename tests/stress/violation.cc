@@ -5,29 +5,26 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "tests/stress/options.h"
+
 namespace stress {
 namespace {
-
-constexpr uint64_t kTold = 10;
 
 std::atomic<uint64_t> counts[static_cast<int>(Kind::kCount)];
 std::atomic<uint64_t> total;
 bool fork_child;
 
-void AddOwner(Message& message, const char* role, const Block& block) {
-  const Tag tag = block.Stamp();
-  const uint64_t since = block.since.load(std::memory_order_relaxed);
-  const uint64_t until = block.until.load(std::memory_order_relaxed);
+void AddOwner(Message& message, const char* role, const Owner& owner) {
   const uint64_t now = Ticks();
   message.Add("  %-6s thread %u%s, sequence %u, block 0x%llx, size %u, allocated on cpu %d, held ",
-              role, tag.thread(), tag.handler() ? " (signal handler)" : "", tag.sequence(),
-              static_cast<unsigned long long>(block.address.load(std::memory_order_relaxed)),
-              tag.size(), block.cpu.load(std::memory_order_relaxed));
-  if (until == 0) {
-    message.Duration(TicksToNs(now - since)).Add(", still held\n");
+              role, owner.tag.thread(), owner.tag.handler() ? " (signal handler)" : "",
+              owner.tag.sequence(), static_cast<unsigned long long>(owner.address),
+              owner.tag.size(), owner.cpu);
+  if (owner.until == 0) {
+    message.Duration(TicksToNs(now - owner.since)).Add(", still held\n");
   } else {
-    message.Duration(TicksToNs(until - since)).Add(", released ");
-    message.Duration(TicksToNs(now - until)).Add(" ago\n");
+    message.Duration(TicksToNs(owner.until - owner.since)).Add(", released ");
+    message.Duration(TicksToNs(now - owner.until)).Add(" ago\n");
   }
 }
 
@@ -70,24 +67,24 @@ void Violations::EnterForkChild() { fork_child = true; }
 bool Violations::Begin(Kind kind, Message& message) {
   counts[static_cast<int>(kind)].fetch_add(1);
   const uint64_t number = total.fetch_add(1) + 1;
-  if (number > kTold) return false;
+  if (number > options.reports) return false;
   message.Add("double_alloc_stress: %sVIOLATION %llu: %s: ", fork_child ? "fork child: " : "",
               static_cast<unsigned long long>(number), KindName(kind));
   return true;
 }
 
 void Violations::ReportClaim(const Block& mine, const char* call, uintptr_t taken,
-                             const Block* other) {
-  const uintptr_t address = mine.address.load(std::memory_order_relaxed);
-  const bool same = other != nullptr ? other->address.load(std::memory_order_relaxed) == address
-                                     : taken == address;
+                             const Owner* other) {
+  Owner owner;
+  ReadOwner(mine, &owner);
+  const bool same = (other != nullptr ? other->address : taken) == owner.address;
   const Kind kind = same ? Kind::kDuplicate : Kind::kOverlap;
   Message message;
   if (!Begin(kind, message)) return;
   message.Add("%s gave 0x%llx, size %u, but 0x%llx is held already\n", call,
-              static_cast<unsigned long long>(address), mine.Stamp().size(),
+              static_cast<unsigned long long>(owner.address), owner.tag.size(),
               static_cast<unsigned long long>(taken));
-  AddOwner(message, "new:", mine);
+  AddOwner(message, "new:", owner);
   if (other != nullptr) {
     AddOwner(message, "other:", *other);
   } else {
@@ -100,24 +97,24 @@ void Violations::ReportContents(const Block& block, const char* when, const uint
                                 const Mismatch& mismatch) {
   Message message;
   if (!Begin(Kind::kLostContents, message)) return;
-  const uintptr_t origin = block.address.load(std::memory_order_relaxed);
+  Owner owner;
+  ReadOwner(block, &owner);
   const uintptr_t at = reinterpret_cast<uintptr_t>(data) + mismatch.offset;
   message.Add("block 0x%llx, size %u, at byte %u, seen %s: 0x%016llx where 0x%016llx was written\n",
-              static_cast<unsigned long long>(origin), block.Stamp().size(), mismatch.offset, when,
-              static_cast<unsigned long long>(mismatch.found),
+              static_cast<unsigned long long>(owner.address), owner.tag.size(), mismatch.offset,
+              when, static_cast<unsigned long long>(mismatch.found),
               static_cast<unsigned long long>(mismatch.expected));
-  AddOwner(message, "owner:", block);
+  AddOwner(message, "owner:", owner);
+  // A word that decodes to a block somebody has or had is no accident.
   const Tag writer = TagOfWord(mismatch.found, at);
-  if (writer.thread() <= kMaxThreads && writer.size() != 0 && block.extent.load() >= 8) {
-    // A word that decodes to a block somebody has or had is no accident.
-    const Block* other = nullptr;
-    for (uint32_t i = 1; i < BlockTable::count() && other == nullptr; ++i) {
-      const Block& candidate = BlockTable::At(i);
-      if (&candidate != &block && candidate.Stamp().bits() == writer.bits()) other = &candidate;
-    }
-    if (other != nullptr) AddOwner(message, "other:", *other);
+  const uint32_t end = BlockTable::count();
+  bool known = false;
+  for (uint32_t i = 1; i < end && !known; ++i) {
+    Owner other;
+    known = ReadOwner(BlockTable::At(i), &other) && other.tag.bits() == writer.bits();
+    if (known) AddOwner(message, "other:", other);
   }
-  if (mismatch.found == 0) message.Add("  other: unknown, who wrote zeros\n");
+  if (!known) message.Add("  other: unknown, not a stamp of a block known now\n");
   message.Write(STDERR_FILENO);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: what can go wrong, counted by kind; the first ten are told on stderr in full.
+// Purpose: what can go wrong, counted by kind; the first few are told on stderr in full.
 // Invariants: nothing allocates; async-signal-safe; may be called from any thread, from a signal
 //   handler, and in a fork child (which marks its lines and answers by its exit status).
 // Cost: only paid when the malloc under test fails.
@@ -40,7 +40,7 @@ class Violations {
   static void EnterForkChild();
 
   // A claim for `mine` failed at `taken`; `other` is who holds that, or null when unknown.
-  static void ReportClaim(const Block& mine, const char* call, uintptr_t taken, const Block* other);
+  static void ReportClaim(const Block& mine, const char* call, uintptr_t taken, const Owner* other);
 
   // The stamp of `block` is damaged; its data lay at `data` when looked at.
   static void ReportContents(const Block& block, const char* when, const uint8_t* data,

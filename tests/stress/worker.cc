@@ -19,7 +19,6 @@
 namespace stress {
 namespace {
 
-constexpr uint64_t kForkChildLimitNs = 20'000'000'000;
 constexpr size_t kSignalStackBytes = 64 << 10;
 constexpr size_t kThreadStackBytes = 512 << 10;
 constexpr uint32_t kBurstBytes = 1 << 20;
@@ -314,11 +313,11 @@ void Worker::WaitForChild(pid_t child) {
     const pid_t done = waitpid(child, &status, WNOHANG);
     if (done == child) break;
     if (done < 0 && errno != EINTR) return;
-    if (NowNs() - start > kForkChildLimitNs) {
+    if (static_cast<double>(NowNs() - start) > options.fork_limit_seconds * 1e9) {
       kill(child, SIGKILL);
       waitpid(child, &status, 0);
-      Violations::Report(Kind::kForkChild, "child of thread %u hung for 20 s and was killed",
-                         index_);
+      Violations::Report(Kind::kForkChild, "child of thread %u hung for %u s and was killed",
+                         index_, static_cast<unsigned>(options.fork_limit_seconds));
       return;
     }
     const timespec pause = {0, 500'000};

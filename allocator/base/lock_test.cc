@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/base/lock.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace pcmalloc {
+namespace {
+
+TEST(LockTest, ExcludesThreads) {
+  Lock lock(LockRank::kPages);
+  int64_t counter = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 50'000; ++i) {
+        LockHolder held(lock);
+        ASSERT_TRUE(held);
+        // Not atomic: two holders at once would lose an increment.
+        counter = counter + 1;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(counter, 8 * 50'000);
+}
+
+TEST(LockTest, RefusesWhatItsThreadHolds) {
+  Lock lock(LockRank::kCentral);
+  ASSERT_TRUE(lock.Acquire());
+  EXPECT_TRUE(lock.HeldBySelf());
+  EXPECT_FALSE(lock.Acquire());
+  EXPECT_FALSE(lock.TryAcquire());
+  std::thread([&] {
+    EXPECT_FALSE(lock.HeldBySelf());
+    EXPECT_FALSE(lock.TryAcquire());
+  }).join();
+  lock.Release();
+  EXPECT_FALSE(lock.HeldBySelf());
+  EXPECT_TRUE(lock.TryAcquire());
+  lock.Release();
+}
+
+TEST(LockTest, TakesRisingRanksOnly) {
+  Lock cpu(LockRank::kCpu);
+  Lock other_cpu(LockRank::kCpu);
+  Lock central(LockRank::kCentral);
+  ASSERT_TRUE(cpu.Acquire());
+  EXPECT_FALSE(other_cpu.Acquire()) << "a second lock of one rank";
+  ASSERT_TRUE(central.Acquire());
+  central.Release();
+  cpu.Release();
+  ASSERT_TRUE(central.Acquire());
+  EXPECT_FALSE(cpu.Acquire()) << "a lower rank";
+  central.Release();
+  EXPECT_TRUE(cpu.Acquire());
+  cpu.Release();
+}
+
+TEST(LockTest, RefusesWhatItsThreadHoldsForAFork) {
+  Lock first(LockRank::kCentral);
+  Lock second(LockRank::kCentral);
+  ASSERT_TRUE(first.AcquireForFork());
+  ASSERT_TRUE(second.AcquireForFork()) << "fork takes several locks of one rank";
+  EXPECT_FALSE(first.AcquireForFork());
+  EXPECT_FALSE(first.Acquire()) << "a handler between prepare and parent must not wait for itself";
+  second.ReleaseAfterFork();
+  first.ReleaseAfterFork();
+  EXPECT_TRUE(first.Acquire());
+  first.Release();
+}
+
+// Two threads that each hold one lock, with handlers that want the other one: without ranks they would
+// wait for each other.
+Lock* handler_lock;
+std::atomic<int> handler_refused{0};
+std::atomic<int> handler_taken{0};
+
+void WantLock(int) {
+  LockHolder held(*handler_lock);
+  ++(held ? handler_taken : handler_refused);
+}
+
+TEST(LockTest, HandlersNeverWaitForWhatTheyInterrupted) {
+  Lock low(LockRank::kCpu);
+  Lock high(LockRank::kCentral);
+  handler_lock = &low;
+  struct sigaction action = {};
+  action.sa_handler = WantLock;
+  ASSERT_EQ(sigaction(SIGUSR1, &action, nullptr), 0);
+  std::atomic<bool> stop{false};
+  auto work = [&] {
+    while (!stop) {
+      LockHolder outer(low);
+      LockHolder inner(high);
+    }
+  };
+  std::thread a(work);
+  std::thread b(work);
+  for (int i = 0; i < 20'000; ++i) {
+    pthread_kill(a.native_handle(), SIGUSR1);
+    pthread_kill(b.native_handle(), SIGUSR1);
+  }
+  stop = true;
+  a.join();
+  b.join();
+  EXPECT_GT(handler_refused, 0);
+  EXPECT_GT(handler_taken + handler_refused, 100);
+}
+
+}  // namespace
+}  // namespace pcmalloc

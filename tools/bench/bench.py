@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Compares pcmalloc with glibc and Debian's other allocators. See benchmarks/README.md."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+
+import allocators as allocators_module
+import page
+import run
+import suites
+import table
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BINARIES = ("micro", "scale", "memory", "linearity", "exec_counted")
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(prog="pcm bench", description=__doc__)
+    parser.add_argument("--suite", default="all",
+                        help="comma list of %s, or all (default)" % ", ".join(suites.SUITES))
+    parser.add_argument("--allocators", default="", metavar="LIST",
+                        help="comma list of glibc, jemalloc, mimalloc, tcmalloc_minimal, pcmalloc, "
+                        "pcmalloc-static, or NAME=/path/lib.so (default: all that can be had)")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows that match in full")
+    parser.add_argument("--runs", type=int, default=0, help="default 5, with --quick 3")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument("--metrics", default="", metavar="LIST",
+                        help="metrics in the table: comma list, or all (default: the main ones)")
+    parser.add_argument("--subject", default=allocators_module.SUBJECT,
+                        help="the allocator whose ratios are shown (default pcmalloc)")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--html", metavar="FILE")
+    parser.add_argument("--from-json", metavar="FILE", help="show earlier results, run nothing")
+    parser.add_argument("--bin-dir", metavar="DIR", help="built benchmarks (default: build them)")
+    parser.add_argument("--library", metavar="FILE", help="libpcmalloc.so (default: build it)")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    options = parser.parse_args(argv)
+    names = suites.SUITES if options.suite == "all" else options.suite.split(",")
+    unknown = [n for n in names if n not in suites.SUITES]
+    if unknown:
+        parser.error("unknown suite %s" % ", ".join(unknown))
+    if options.runs < 0:
+        parser.error("--runs must be positive")
+    options.suites = [s for s in suites.SUITES if s in names]
+    options.runs = options.runs or (3 if options.quick else 5)
+    return options
+
+
+def names_target(package, target):
+    """Whether the BUILD file of `package` has the target; asking Bazel would cost seconds."""
+    try:
+        with open(os.path.join(ROOT, package, "BUILD"), encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return False
+    return '"%s"' % target in text
+
+
+def build(wanted_library):
+    """Builds the benchmarks, and the library if the tree has it; returns (bin dir, library)."""
+    targets = ["//benchmarks:" + name for name in BINARIES]
+    if names_target("benchmarks", "micro_static"):
+        targets.append("//benchmarks:micro_static")
+    library = None
+    if wanted_library and names_target("", "libpcmalloc.so"):
+        targets.append("//:libpcmalloc.so")
+        library = os.path.join(ROOT, "bazel-bin", "libpcmalloc.so")
+    command = ["bazel", "build", "--noshow_progress", "--ui_event_filters=-info", *targets]
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+    except FileNotFoundError:
+        sys.exit("pcm bench: bazel not found; give --bin-dir (and --library)")
+    if done.returncode != 0:
+        sys.exit("pcm bench: the build failed; give --bin-dir to use existing binaries")
+    return os.path.join(ROOT, "bazel-bin", "benchmarks"), library
+
+
+def machine():
+    """What the results were measured on, as (name, value) pairs."""
+    model = platform.machine()
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
+            hugepages = file.read().split("[")[1].split("]")[0]
+    except (OSError, IndexError):
+        hugepages = "unknown"
+    return [("CPU", "%s, %d CPUs" % (model, len(os.sched_getaffinity(0)))),
+            ("kernel", platform.release()), ("libc", " ".join(platform.libc_ver())),
+            ("transparent hugepages", hugepages)]
+
+
+def measure(options):
+    """(records, failed, facts) of a fresh run."""
+    if options.bin_dir:
+        bin_dir, library = options.bin_dir, options.library
+    else:
+        bin_dir, library = build(not options.library)
+        library = options.library or library
+    bin_dir = os.path.abspath(bin_dir)
+    try:
+        allocators, notes = allocators_module.resolve(options.allocators, library, bin_dir)
+    except allocators_module.AllocatorError as error:
+        sys.exit("pcm bench: %s" % error)
+    with tempfile.TemporaryDirectory(prefix="pcm-bench-") as work_dir:
+        jobs, left_out = suites.jobs(options.suites, bin_dir, options.quick, options.rows, work_dir)
+        for note in notes + left_out:
+            print("pcm bench: " + note, file=sys.stderr)
+        if options.list:
+            for job in jobs:
+                print(job.suite, job.row)
+            sys.exit(0)
+        if not jobs:
+            sys.exit("pcm bench: no row matches %r" % options.rows)
+        total = sum(options.runs for j in jobs for a in allocators if j.supports(a))
+        records, failed = run.run_all(jobs, allocators, options.runs, run.Progress(total))
+    facts = machine() + [("runs", "%d, interleaved%s" %
+                          (options.runs, ", quick" if options.quick else ""))]
+    facts += [(a.name, a.preload or ("static" if a.static else "the C library's"))
+              for a in allocators]
+    return records, failed, facts
+
+
+def main(argv=None):
+    options = parse_arguments(argv)
+    if options.from_json:
+        with open(options.from_json, encoding="utf-8") as file:
+            records = json.load(file)
+        failed, facts = set(), [("results", os.path.basename(options.from_json))]
+    else:
+        records, failed, facts = measure(options)
+    names = list(dict.fromkeys([r["allocator"] for r in records] + sorted(f[2] for f in failed)))
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(records, file, indent=1)
+            file.write("\n")
+    if options.html:
+        with open(options.html, "w", encoding="utf-8") as file:
+            file.write(page.render(records, names, options.subject, facts))
+    print(table.render(records, names, options.subject, failed, sys.stdout.isatty(),
+                       options.metrics), end="")
+    if failed:
+        print("pcm bench: %d rows failed" % len(failed), file=sys.stderr)
+    return 1 if failed or not records else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
