@@ -58,7 +58,10 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
 
 void* Emergency(unsigned size_class, Shortage shortage) {
   if (shortage != Shortage::kReentrant) return nullptr;
-  return EmergencyTake(kClasses[size_class].size, kMinAlignment);
+  // An aligned block is one of a class whose size is a multiple of the alignment.
+  const size_t size = kClasses[size_class].size;
+  const size_t alignment = size & -size;
+  return EmergencyTake(size, alignment < kPageSize ? alignment : kPageSize);
 }
 
 }  // namespace
