@@ -36,7 +36,7 @@ def _static_archive_impl(ctx):
                 objects.extend(library.pic_objects or library.objects)
     out = ctx.outputs.out
     args = ctx.actions.args()
-    args.add("rcsD", out)
+    args.add("qcsD", out)  # q: objects of one name stay side by side, r would replace them
     args.add_all(objects)
     ctx.actions.run(
         executable = "/usr/bin/ar",
