@@ -54,6 +54,10 @@ class Lock {
   // The same, but never waits.
   [[nodiscard]] bool TryAcquire();
 
+  // The same, but waits only as long as a holder that runs and does not sleep needs. For locks that
+  // may be held for long, where there is another way.
+  [[nodiscard]] bool AcquireSoon();
+
   // The calling thread must hold the lock.
   void Release();
 
@@ -63,21 +67,28 @@ class Lock {
 
   // For fork handlers, which take all locks, several of one rank among them: false if the calling
   // thread holds this one already, or if it is in a signal handler that interrupted the allocator
-  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
-  // this one, and the child inherits a lock that nobody gives back).
+  // and another thread does not give the lock back: at once if that thread is forking itself (what
+  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else after some
+  // 100 ms (then it may be waiting for this one, and the child inherits a lock that nobody gives
+  // back).
   [[nodiscard]] bool AcquireForFork();
-  void ReleaseAfterFork();
+
+  // Undoes AcquireForFork where that returned true; no effect on locks held otherwise. In the child
+  // also frees a lock that another thread, which is not there, had taken for a fork of its own.
+  void ReleaseAfterFork(bool in_child = false);
 
  private:
   static constexpr uintptr_t kFree = 0;
   static constexpr uintptr_t kSleepers = 1;
 
   bool TakeWord();
+  bool SpinForWord();
   void WaitForWord();
   void GiveWord();
 
   std::atomic<uintptr_t> word_{kFree};
   const LockRank rank_;
+  std::atomic<bool> for_fork_{false};       // the holder is between the fork handlers
   LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
 };
 
