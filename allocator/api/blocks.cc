@@ -45,7 +45,6 @@ void* TakeLarge(size_t alignment, size_t size, bool* zeroed) {
 
 void* TakeSmall(unsigned size_class) {
   CountSlow();
-  if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   return front::Allocate(size_class);
 }
 
@@ -55,9 +54,10 @@ void* TakeOnce(size_t size) {
   return TakeLarge(kMinAlignment, size, &zeroed);
 }
 
-// When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
+// What every request passes. When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
+  if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   void* p = take();
   if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
   front::Trim();
@@ -108,7 +108,9 @@ void* ResizeLarge(Span* span, size_t size) {
     GiveBlock(p);
     return moved;
   }
-  return Moved(p, span->bytes(), size);
+  void* moved = Moved(p, span->bytes(), size);
+  // Shrinking cannot fail: the old block serves as well.
+  return moved == nullptr && size <= span->bytes() ? p : moved;
 }
 
 }  // namespace
@@ -177,6 +179,7 @@ void* ResizeBlock(void* p, size_t size) {
     if (moved != nullptr) BootCopy(moved, p, BootSize(p) < size ? BootSize(p) : size);
     return moved;
   }
+  if (size > PTRDIFF_MAX) return nullptr;  // rounded up to pages it could come out small
   const unsigned size_class = ClassOf(p);
   if (size_class == 0) {
     if (EmergencyOwns(p)) {
