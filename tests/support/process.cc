@@ -87,6 +87,12 @@ std::string Variant() {
   return variant == nullptr ? "" : variant;
 }
 
+std::string ThisExecutable() {
+  char path[4096];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+  return std::string(path, length < 0 ? 0 : static_cast<size_t>(length));
+}
+
 AssertionResult InChild(const std::function<void()>& body, int seconds) {
   double deadline = Now() + seconds;
   pid_t child = ForkGroup();
