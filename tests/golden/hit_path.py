@@ -3,7 +3,8 @@
 
 The hit path is what runs when no conditional jump is taken: compilers lay out what is expected in a
 straight line, and everything that is not expected is a jump away from it. Unconditional jumps
-inside the function are followed; a jump out of it (a tail call) or a ret ends the path.
+inside the function are followed; a jump out of it (a tail call) or a ret ends the path. So does a
+call of memset, whose cost is another matter and which only some compilers make a tail call.
 """
 
 import dataclasses
@@ -129,7 +130,7 @@ class Disassembly:
                 raise ValueError(f"{name}: the path runs off the end of the function")
             instruction = body[i]
             path.append(instruction)
-            if instruction.is_return():
+            if instruction.is_return() or (instruction.is_call() and "<memset@" in instruction.text):
                 return path
             if instruction.is_a("jmp"):
                 if instruction.target() not in at:
