@@ -57,27 +57,47 @@ size_t DebugRegister(int number) {
 
 }  // namespace
 
-std::vector<uintptr_t> InstructionsBetween(uintptr_t begin, uintptr_t end) {
-  const uintptr_t bias = LoadBias();
+Disassembly::Disassembly() {
   char executable[4096] = {};
-  if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0) return {};
-  const std::string command = absl::StrFormat(
-      "objdump --disassemble --wide --no-show-raw-insn --start-address=%#x --stop-address=%#x '%s'",
-      begin - bias, end - bias + 1, executable);
+  if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0) return;
+  const std::string command =
+      absl::StrFormat("objdump --disassemble --wide --no-show-raw-insn '%s'", executable);
   FILE* const listing = popen(command.c_str(), "r");
-  if (listing == nullptr) return {};
-  std::vector<uintptr_t> addresses;
+  if (listing == nullptr) return;
   char line[4096];
   while (fgets(line, sizeof(line), listing) != nullptr) {
     char* const colon = strstr(line, ":\t");
     if (colon == nullptr) continue;
     *colon = '\0';
     uint64_t address;
-    const char* digits = line + strspn(line, " ");
-    if (absl::SimpleHexAtoi(digits, &address)) addresses.push_back(address + bias);
+    if (absl::SimpleHexAtoi(line + strspn(line, " "), &address)) {
+      instructions_[address + LoadBias()] = colon + 2;
+    }
   }
-  if (pclose(listing) != 0) return {};
-  return addresses;
+  if (pclose(listing) != 0) instructions_.clear();
+}
+
+SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
+  SectionCode code;
+  for (auto it = instructions_.find(entry.StartAddress());
+       it != instructions_.end() && it->first <= entry.CommitAddress(); ++it) {
+    code.instructions.push_back(it->first);
+  }
+  auto stub = instructions_.find(entry.AbortAddress());
+  while (stub != instructions_.end() && stub->second.rfind("jmp", 0) != 0) ++stub;
+  if (stub == instructions_.end()) return code;
+  uint64_t restart = 0;
+  const std::string& jump = stub->second;
+  const size_t digits = jump.find_first_not_of(' ', 3);
+  if (digits == std::string::npos ||
+      !absl::SimpleHexAtoi(jump.substr(digits, jump.find(' ', digits) - digits), &restart)) {
+    return code;
+  }
+  for (auto it = instructions_.find(restart + LoadBias());
+       it != instructions_.end() && it->first < entry.StartAddress(); ++it) {
+    code.prelude.push_back(it->first);
+  }
+  return code;
 }
 
 Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {

@@ -9,16 +9,30 @@
 
 #include <stdint.h>
 
+#include <map>
 #include <string>
 #include <vector>
 
+#include "rseq/sections.h"
 #include "tests/instructions/subject.h"
 
 namespace pcmalloc::instructions {
 
-// Addresses of all instructions from `begin` up to and including the one at `end`, by objdump on
-// this very executable. Empty if that fails.
-std::vector<uintptr_t> InstructionsBetween(uintptr_t begin, uintptr_t end);
+// The code of a section, by objdump on this very executable.
+struct SectionCode {
+  std::vector<uintptr_t> prelude;       // from where an aborted thread begins anew to the start
+  std::vector<uintptr_t> instructions;  // from the start to the one behind the commit
+};
+
+class Disassembly {
+ public:
+  Disassembly();
+  // Empty parts are what could not be found.
+  SectionCode CodeOf(const rseq::SectionEntry& entry) const;
+
+ private:
+  std::map<uintptr_t, std::string> instructions_;
+};
 
 class Tracer {
  public:
