@@ -12,7 +12,7 @@ namespace {
 
 // Aligned so that the bit that Lock::kSleepers names is free in its address.
 struct alignas(8) ThreadState {
-  LockRank highest = LockRank::kNone;  // of the locks held or about to be taken
+  std::atomic<LockRank> highest{LockRank::kNone};  // of the locks held or about to be taken
 };
 constinit thread_local ThreadState thread_state;
 
@@ -35,16 +35,16 @@ uint32_t* FutexOf(std::atomic<uintptr_t>* word) { return reinterpret_cast<uint32
 // A signal handler on this thread must see the announcement in program order; no other thread reads
 // it.
 void Announce(LockRank rank) {
-  __atomic_store_n(&thread_state.highest, rank, __ATOMIC_RELAXED);
+  thread_state.highest.store(rank, std::memory_order_relaxed);
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }
 
 void Withdraw(LockRank before) {
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  __atomic_store_n(&thread_state.highest, before, __ATOMIC_RELAXED);
+  thread_state.highest.store(before, std::memory_order_relaxed);
 }
 
-LockRank Highest() { return __atomic_load_n(&thread_state.highest, __ATOMIC_RELAXED); }
+LockRank Highest() { return thread_state.highest.load(std::memory_order_relaxed); }
 
 }  // namespace
 
