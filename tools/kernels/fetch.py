@@ -179,8 +179,9 @@ def unpack(package, progress):
         shutil.rmtree(fresh)
         raise Unavailable("dpkg -x %s: %s" % (deb, done.stderr.strip()))
     # A kernel's modules are the bulk of it, and not one is loaded.
-    for modules in ("lib/modules", "usr/lib/modules", "usr/share"):
-        shutil.rmtree(os.path.join(fresh, modules), ignore_errors=True)
+    for bulk in ("lib/modules/*/kernel", "usr/lib/modules/*/kernel", "usr/share/doc"):
+        for path in glob.glob(os.path.join(fresh, bulk)):
+            shutil.rmtree(path)
     os.rename(fresh, directory)
     os.unlink(deb)
     return directory
@@ -188,7 +189,10 @@ def unpack(package, progress):
 
 def kernel_image(package, progress):
     """Path of the bootable image."""
-    found = sorted(glob.glob(os.path.join(unpack(package, progress), "boot", "vmlinu*")))
+    root = unpack(package, progress)
+    # Under /boot, or since 7.2 beside the modules.
+    found = [path for place in ("boot", "usr/lib/modules/*", "lib/modules/*")
+             for path in glob.glob(os.path.join(root, place, "vmlinu*"))]
     if len(found) != 1:
         raise Unavailable("%s holds %d kernel images" % (package.name, len(found)))
     return found[0]

@@ -6,39 +6,52 @@ import json
 import catalogue
 import plan
 
+MODES = ("v2safe-cpu", "v2safe-cid", "locked", "legacy")
+
 
 def _is(value, expected, what, wrong):
     if value != expected:
         wrong.append("%s: %s, expected %s" % (what, value, expected))
 
 
-def _cell_stress(boot_name, result, wrong):
+def programs_of(boot):
+    """The names of what a boot's plan runs."""
+    return [line.split()[1] for line in boot.text.split("\n") if line.startswith("run ")]
+
+
+def _cell_stress(boot, result, wrong):
     """(passed, run) of the stress runs of one boot."""
-    passed = run = 0
-    names = sorted({key.split(".")[0] for key in result.values if key.startswith("stress")})
+    names = [name for name in programs_of(boot) if name.startswith("stress")]
+    passed = 0
     for name in names:
-        said = result.program(name)
-        run += 1
-        problem = None
-        if said.get("status") != "0":
-            problem = "exit status %s" % said.get("status", "none")
-        elif not _did_something(said.get("json")):
-            problem = "did nothing"
-        elif ("toggle" in name or "cpuset" in name) and int(said.get("changes", 0)) == 0:
-            problem = "the CPUs never changed"
+        problem = _stress_problem(name, result.program(name))
         if problem:
-            wrong.append("%s, %s: %s" % (boot_name, name, problem))
+            wrong.append("%s, %s: %s" % (boot.name, name, problem))
         else:
             passed += 1
-    return passed, run
+    return passed, len(names)
 
 
-def _did_something(text):
+def _stress_problem(name, said):
+    if said.get("status") != "0":
+        return "exit status %s" % said.get("status", "none")
+    if ("toggle" in name or "cpuset" in name) and int(said.get("changes", 0)) == 0:
+        return "the CPUs never changed"
+    return _summary_problem(name, said.get("json"))
+
+
+def _summary_problem(name, text):
+    """What is wrong with the summary of a run that passed, or None."""
     try:
         summary = json.loads(text or "")
     except ValueError:
-        return False
-    return summary.get("operations", summary.get("allocations", 0)) > 0
+        return "no summary"
+    asked = [mode for mode in MODES if mode in name]
+    if asked and summary.get("mode") != asked[0]:
+        return "ran in mode %s" % summary.get("mode")
+    if not summary.get("operations") or not summary.get("drains"):
+        return "did %s operations, %s drains" % (summary.get("operations"), summary.get("drains"))
+    return None
 
 
 def row_of(choice, boots, results):
@@ -62,7 +75,7 @@ def row_of(choice, boots, results):
             if key in result.values:
                 wrong.append("%s: %s %s" % (boot.name, key, result.values[key]))
         _judge_probe(choice, boot, result, row, wrong)
-        for index, number in enumerate(_cell_stress(boot.name, result, wrong)):
+        for index, number in enumerate(_cell_stress(boot, result, wrong)):
             stress[index] += number
         _judge_units(boot, result, tests, wrong)
         row["log"] += result.log
@@ -76,7 +89,7 @@ def row_of(choice, boots, results):
 
 
 def _judge_probe(choice, boot, result, row, wrong):
-    asked = [line.split()[1] for line in boot.text.split("\n") if line.startswith("run ")]
+    asked = programs_of(boot)
     probe = result.program("probe")
     if "probe" in asked:
         _is(probe.get("status"), "0", "%s, probe" % boot.name, wrong)
@@ -109,8 +122,7 @@ def _judge_probe(choice, boot, result, row, wrong):
 
 
 def _judge_units(boot, result, tests, wrong):
-    names = sorted({key.split(".")[0] for key in result.values if key.startswith("unit_")})
-    for name in names:
+    for name in [name for name in programs_of(boot) if name.startswith("unit_")]:
         said = result.program(name)
         passed, failed = int(said.get("passed", 0)), int(said.get("failed", 0))
         tests[0] += passed
