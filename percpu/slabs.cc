@@ -16,14 +16,14 @@ namespace pcmalloc::percpu {
 namespace {
 
 struct alignas(64) CpuState {
-  Lock lock{LockRank::kCpu};
+  RankedLock<LockRank::kCpu> lock;
   Slab* slab = nullptr;  // guarded by lock; the one that slab_of points to while open
   bool taken_for_fork = false;
 };
 
 constinit CpuState cpus[kMaxCpus];
-constinit Lock creation_lock{
-    LockRank::kCreation};  // guards the three below, and the first use of an index
+// Guards the three below, and the first use of an index.
+constinit RankedLock<LockRank::kCreation> creation_lock;
 constinit Slab* kept_slabs = nullptr;
 constinit std::atomic<size_t> slab_bytes{0};
 constinit std::atomic<unsigned> populated{0};

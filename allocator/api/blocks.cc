@@ -171,6 +171,7 @@ size_t BlockSize(const void* p) {
 }
 
 void* ResizeBlock(void* p, size_t size) {
+  if (ABSL_PREDICT_FALSE(size > PTRDIFF_MAX)) return nullptr;
   if (ABSL_PREDICT_FALSE(BootOwns(p) || !Relocated())) {
     void* moved = TakeBlock(size);
     if (moved != nullptr) BootCopy(moved, p, BootSize(p) < size ? BootSize(p) : size);

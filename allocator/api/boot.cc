@@ -8,13 +8,14 @@
 namespace pcmalloc {
 namespace {
 
-constexpr size_t kBootBytes = 64 * 1024;
+constexpr size_t kBootBytes = size_t{4} << 20;
 constexpr size_t kHeaderBytes = 16;  // holds the block's size and keeps the alignment
 
 alignas(16) constinit char region[kBootBytes] = {};
 constinit std::atomic<size_t> used{0};
 
-// Its own address: zero in the file, filled in by a relocation.
+// Its own address, once the dynamic linker has added where it loaded us: until then the word holds
+// zero or the address within the file, by linker.
 const void* volatile self_address =
     const_cast<const void**>(reinterpret_cast<const void* const volatile*>(&self_address));
 
@@ -24,7 +25,7 @@ size_t* SizeField(const void* p) {
 
 }  // namespace
 
-bool Relocated() { return self_address != nullptr; }
+bool Relocated() { return self_address == reinterpret_cast<const volatile void*>(&self_address); }
 
 void* BootTake(size_t size, size_t alignment) {
   if (size > kBootBytes || alignment > kBootBytes) return nullptr;

@@ -10,6 +10,7 @@
 
 #include "absl/base/optimization.h"
 #include "allocator/api/blocks.h"
+#include "allocator/api/boot.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/hot.h"
 #include "allocator/os/memory.h"
@@ -26,7 +27,8 @@ constinit OperationCounts operation_counts;
 namespace {
 
 ABSL_ATTRIBUTE_NOINLINE void* NoMemory() {
-  errno = ENOMEM;
+  // Where errno is only the dynamic linker can say, and it has not yet.
+  if (Relocated()) errno = ENOMEM;
   return nullptr;
 }
 

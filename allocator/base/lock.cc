@@ -62,10 +62,10 @@ void Lock::GiveWord() {
   }
 }
 
-bool Lock::Acquire() {
+bool Lock::Acquire(LockRank rank) {
   const LockRank before = Highest();
-  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
-  Announce(rank_);
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
   if (ABSL_PREDICT_FALSE(!TakeWord())) {
     // Between the fork handlers this thread holds every lock, without ranks.
     if (HeldBySelf()) {
@@ -78,10 +78,10 @@ bool Lock::Acquire() {
   return true;
 }
 
-bool Lock::TryAcquire() {
+bool Lock::TryAcquire(LockRank rank) {
   const LockRank before = Highest();
-  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
-  Announce(rank_);
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
   if (!TakeWord()) {
     Withdraw(before);
     return false;
@@ -118,10 +118,10 @@ void Lock::WaitForWord() {
   }
 }
 
-bool Lock::AcquireForFork() {
+bool Lock::AcquireForFork(LockRank rank) {
   if (HeldBySelf()) return false;
   // Below what an interrupted frame of this thread holds, waiting could be for ever.
-  if (Highest() < rank_) {
+  if (Highest() < rank) {
     if (!TakeWord()) WaitForWord();
     return true;
   }

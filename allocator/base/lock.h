@@ -40,19 +40,12 @@ enum class LockRank : uint8_t {
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
+// The lock without its rank; use RankedLock.
 class Lock {
  public:
-  explicit constexpr Lock(LockRank rank) : rank_(rank) {}
+  constexpr Lock() = default;
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
-
-  // Takes the lock, waiting if need be. Returns false, at once and without the lock, when the
-  // calling thread holds a lock of this or a higher rank: the caller must reach its aim another
-  // way. Async-signal-safe.
-  [[nodiscard]] bool Acquire();
-
-  // The same, but never waits.
-  [[nodiscard]] bool TryAcquire();
 
   // The calling thread must hold the lock.
   void Release();
@@ -61,12 +54,12 @@ class Lock {
     return (word_.load(std::memory_order_relaxed) & ~kSleepers) == ThreadId();
   }
 
-  // For fork handlers, which take all locks, several of one rank among them: false if the calling
-  // thread holds this one already, or if it is in a signal handler that interrupted the allocator
-  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
-  // this one, and the child inherits a lock that nobody gives back).
-  [[nodiscard]] bool AcquireForFork();
   void ReleaseAfterFork();
+
+ protected:
+  bool Acquire(LockRank rank);
+  bool TryAcquire(LockRank rank);
+  bool AcquireForFork(LockRank rank);
 
  private:
   static constexpr uintptr_t kFree = 0;
@@ -77,16 +70,35 @@ class Lock {
   void GiveWord();
 
   std::atomic<uintptr_t> word_{kFree};
-  const LockRank rank_;
   LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
+};
+
+// The rank is part of the type, so that arrays of locks are zero in the file.
+template <LockRank kRank>
+class RankedLock : public Lock {
+ public:
+  // Takes the lock, waiting if need be. Returns false, at once and without the lock, when the
+  // calling thread holds a lock of this or a higher rank: the caller must reach its aim another
+  // way. Async-signal-safe.
+  [[nodiscard]] bool Acquire() { return Lock::Acquire(kRank); }
+
+  // The same, but never waits.
+  [[nodiscard]] bool TryAcquire() { return Lock::TryAcquire(kRank); }
+
+  // For fork handlers, which take all locks, several of one rank among them: false if the calling
+  // thread holds this one already, or if it is in a signal handler that interrupted the allocator
+  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
+  // this one, and the child inherits a lock that nobody gives back).
+  [[nodiscard]] bool AcquireForFork() { return Lock::AcquireForFork(kRank); }
 };
 
 // Holds a lock for a scope. Test it before touching what the lock protects:
 //   LockHolder held(lock_);
 //   if (!held) return ...;  // this thread is in a signal handler inside the allocator
+template <LockRank kRank>
 class LockHolder {
  public:
-  explicit LockHolder(Lock& lock) : lock_(lock.Acquire() ? &lock : nullptr) {}
+  explicit LockHolder(RankedLock<kRank>& lock) : lock_(lock.Acquire() ? &lock : nullptr) {}
   ~LockHolder() {
     if (lock_ != nullptr) lock_->Release();
   }

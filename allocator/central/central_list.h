@@ -60,7 +60,7 @@ class CentralList {
   bool Grow(unsigned size_class, Shortage* shortage);
   void GiveOne(unsigned size_class, void* p, Span** emptied);
 
-  Lock lock_{LockRank::kCentral};
+  RankedLock<LockRank::kCentral> lock_;
   Span* lists_[kLists] = {};
   uint64_t spans_ = 0;
   uint64_t free_objects_ = 0;

@@ -18,7 +18,7 @@ constexpr uint32_t Capacity(unsigned size_class) {
 }
 
 struct TransferCache {
-  Lock lock{LockRank::kTransfer};
+  RankedLock<LockRank::kTransfer> lock;
   uint32_t count = 0;
   bool taken_for_fork = false;
   void* slots[kSlots] = {};

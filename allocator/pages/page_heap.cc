@@ -40,7 +40,7 @@ constexpr size_t kSpansPerReturn = 2;
 constexpr int kReturnRefusals = 16;
 
 struct Heap {
-  Lock lock{LockRank::kPages};
+  RankedLock<LockRank::kPages> lock;
   FreeSpans warm;
   FreeSpans cold;
   SpanStore store;

@@ -63,8 +63,14 @@ def preload_library(name, malloc):
     native.cc_binary(
         name = name,
         additional_linker_inputs = ["//:libpcmalloc.lds"],
-        features = ["-static_link_cpp_runtimes"],
+        # gold rounds thread-local storage up to its alignment, 72 bytes to 128; GNU ld does not, but
+        # knows no --start-lib.
+        features = [
+            "-static_link_cpp_runtimes",
+            "-supports_start_end_lib",
+        ],
         linkopts = [
+            "-fuse-ld=bfd",
             "-Wl,--as-needed",
             "-Wl,-z,defs,-z,now,-z,relro",
             "-Wl,--version-script=$(location //:libpcmalloc.lds)",
