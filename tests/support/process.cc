@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <map>
 
 #include "tests/support/allocator.h"
@@ -140,11 +141,14 @@ AssertionResult InFreshProcess(const std::string& scenario, const FreshProcess& 
   envp.push_back(nullptr);
   std::string flag = kScenarioFlag + scenario;
   char* argv[] = {const_cast<char*>("scenario"), flag.data(), nullptr};
+  std::error_code not_a_link;
+  std::string executable = std::filesystem::read_symlink(options.executable, not_a_link);
+  if (not_a_link) executable = options.executable;
   pid_t child = ForkGroup();
   if (child < 0) return AssertionFailure() << "fork: " << strerror(errno);
   if (child == 0) {
     options.before_exec();
-    execve(options.executable.c_str(), argv, envp.data());
+    execve(executable.c_str(), argv, envp.data());
     perror("execve");
     _exit(127);
   }
