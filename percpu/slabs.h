@@ -76,11 +76,11 @@ struct Capacity {
 };
 Capacity CapacityOf(int index, unsigned size_class);
 
-// Sets the capacity in force of a class on the slab of `index` to `capacity` slots (>= 1, cut to
-// what the geometry allows), creating the class's stack on first use. The calling thread should be
-// running on that index. Returns by how many slots the capacity changed: 0 also when the thread was
-// moved away or the header changed meanwhile; then try again or leave it. Items above a lowered
-// capacity stay and can be popped.
+// Sets the capacity in force of a class on the slab of `index` to `capacity` slots (cut to what the
+// geometry allows), creating the class's stack on first use. The calling thread should be running
+// on that index. Returns by how many slots the capacity changed: 0 also when the thread was moved
+// away or the header changed meanwhile; then try again or leave it. Items above a lowered capacity
+// stay and can be popped.
 int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity);
 
 // Takes the slab of an index away from all sections and returns it: the caller owns it until Start.
