@@ -2,6 +2,8 @@
 #include "rseq/rseq.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -26,29 +28,25 @@ constinit uint64_t pcmalloc_rseq_aborts = 0;
 extern const unsigned int __rseq_size __attribute__((weak));
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 
-// Named in arch/*.S, which makes it the initial target of pcmalloc_rseq_offset.
-alignas(64) [[gnu::visibility("hidden"),
-              gnu::tls_model("initial-exec")]] constinit thread_local pcmalloc::rseq::Area
-    pcmalloc_rseq_own_area = {
-        .cpu_id_start = 0,
-        .cpu_id = pcmalloc::rseq::kUninitialized,
-        .rseq_cs = 0,
-        .flags = 0,
-        .node_id = 0,
-        .mm_cid = 0,
-        .slice_ctrl = 0,
-        .reserved = {},
-};
+constinit ptrdiff_t pcmalloc_rseq_offset = 0;
 }
 
 namespace pcmalloc::rseq {
-
-#if !defined(__x86_64__)
-// Without the loader's help (arch/x86_64.S) it is wrong until Discover() stores it.
-constinit ptrdiff_t pcmalloc_rseq_offset = 0;
-#endif
-
 namespace {
+
+constexpr Area kUnregisteredArea = {0, kUninitialized, 0, 0, 0, 0, 0};
+
+// One cache line, so that the word that ends with exact32.cpu_id_start lies in one. Which of the two
+// is registered depends on the length; initial-exec, because the dynamic model may allocate.
+struct alignas(64) OwnStorage {
+  Area longer = kUnregisteredArea;   // for more than 32 bytes: covers exact32 too
+  Area exact32 = kUnregisteredArea;  // for 32 bytes; longer.slice_ctrl is the word's other half
+};
+static_assert(sizeof(OwnStorage) == 64);
+static_assert(offsetof(OwnStorage, exact32) + kCachedWordOffset + sizeof(uint64_t) <= 64);
+static_assert(offsetof(OwnStorage, longer.slice_ctrl) ==
+              offsetof(OwnStorage, exact32) + kCachedWordOffset);
+[[gnu::tls_model("initial-exec")]] constinit thread_local OwnStorage own_storage;
 
 constexpr unsigned long kAuxFeatureSize = 27;  // AT_RSEQ_FEATURE_SIZE
 constexpr unsigned long kAuxAlign = 28;        // AT_RSEQ_ALIGN
@@ -75,6 +73,12 @@ constinit std::atomic<const Discovery*> published{nullptr};
 // that the two can be told apart. Null: not made (only Owner::kOwn needs it), or refused.
 constinit std::atomic<std::atomic<int>*> process_id_page{nullptr};
 
+// Set by RequestLength32() before Discover() has chosen.
+constinit std::atomic<bool> length32_requested{false};
+
+// One above the key whose destructor ends a thread's registration; 0: not made.
+constinit std::atomic<unsigned> end_key{0};
+
 long Rseq(Area* area, uint32_t length, int flags) {
   return RawSyscall(SYS_rseq, area, length, flags, kSignature);
 }
@@ -91,10 +95,15 @@ Area* AreaAt(ptrdiff_t offset) {
   return reinterpret_cast<Area*>(static_cast<char*>(__builtin_thread_pointer()) + offset);
 }
 
-ptrdiff_t OwnOffset() {
-  return reinterpret_cast<char*>(&pcmalloc_rseq_own_area) -
-         static_cast<char*>(__builtin_thread_pointer());
+ptrdiff_t OffsetOf(const Area* area) {
+  return reinterpret_cast<const char*>(area) - static_cast<char*>(__builtin_thread_pointer());
 }
+
+Area* OwnArea(uint32_t length) {
+  return length == kOriginalLength ? &own_storage.exact32 : &own_storage.longer;
+}
+
+bool IsOwn(const Area* area) { return area == &own_storage.exact32 || area == &own_storage.longer; }
 
 // Blocks every signal of this thread for a scope.
 class SignalBlocker {
@@ -143,7 +152,9 @@ bool SharesMemoryWithParent() {
 // Registers the calling thread's own area; signals are blocked. Returns 0 with a usable cpu_id, or
 // the error number with cpu_id = kFailed. ENODATA: the kernel agreed but filled nothing in.
 int RegisterOwnArea(uint32_t length) {
-  Area* const area = &pcmalloc_rseq_own_area;
+  Area* const area = OwnArea(length);
+  // A kernel may know a field there that has to begin with 0.
+  if (area == &own_storage.longer) own_storage.exact32 = Area{};
   const long result = Rseq(area, length, 0);
   if (CpuId(area) >= 0) return 0;
   int error = static_cast<int>(-result);
@@ -156,6 +167,39 @@ int RegisterOwnArea(uint32_t length) {
   }
   __atomic_store_n(&area->cpu_id, kFailed, __ATOMIC_RELAXED);
   return error;
+}
+
+// Thread end. The first pass of destructors only asks for a second one: other destructors free
+// memory in it and should find the thread registered, and one of them may be what registers it in
+// the first place. After the second pass the thread stays kFailed, whatever it still frees: were it
+// registered again, nobody might be left to undo it.
+constexpr uintptr_t kFirstEndPass = 1;
+constexpr uintptr_t kLastEndPass = 2;
+static_assert(kLastEndPass < _POSIX_THREAD_DESTRUCTOR_ITERATIONS);
+
+// Keys from 32 on make glibc call calloc: that finds the thread registered and does not come back
+// here. Refused for lack of memory, the thread ends as if there were no key.
+void AnnounceEnd(uintptr_t pass) {
+  const unsigned key = end_key.load(std::memory_order_acquire);
+  if (key == 0) return;
+  const ErrnoSaver saver;
+  pthread_setspecific(key - 1, reinterpret_cast<void*>(pass));
+}
+
+void ThreadEnds(void* pass) {
+  if (reinterpret_cast<uintptr_t>(pass) < kLastEndPass) {
+    AnnounceEnd(reinterpret_cast<uintptr_t>(pass) + 1);
+  } else {
+    UnregisterThread();
+  }
+}
+
+void MakeEndKey() {
+  static_assert(sizeof(pthread_key_t) == sizeof(unsigned));
+  pthread_key_t key;
+  if (end_key.load() != 0 || pthread_key_create(&key, ThreadEnds) != 0) return;
+  unsigned none = 0;
+  if (!end_key.compare_exchange_strong(none, key + 1)) pthread_key_delete(key);
 }
 
 void ExplainRefusal(int error, TextBuffer& why) {
@@ -229,23 +273,27 @@ bool AdoptLibcArea(Discovery& d, TextBuffer& why) {
   return true;
 }
 
+int RegisterFirstThread(Discovery& d, uint32_t length) {
+  __atomic_store_n(&pcmalloc_rseq_offset, OffsetOf(OwnArea(length)), __ATOMIC_RELAXED);
+  d.registered_length = length;
+  return RegisterOwnArea(length);
+}
+
 void UseOwnArea(Discovery& d, TextBuffer& why) {
-  __atomic_store_n(&pcmalloc_rseq_offset, OwnOffset(), __ATOMIC_RELAXED);
   d.owner = Owner::kOwn;
-  d.registered_length = kOriginalLength;
-  if (d.feature_size > kOriginalLength && d.feature_size <= sizeof(Area) &&
-      d.alignment <= alignof(decltype(pcmalloc_rseq_own_area))) {
-    d.registered_length = d.feature_size;
-  }
   MakeProcessIdPage();
+  MakeEndKey();
+  const bool longer = d.feature_size > kOriginalLength && d.feature_size <= sizeof(own_storage) &&
+                      d.alignment <= alignof(OwnStorage) && !length32_requested.load();
   int error;
   {
     SignalBlocker blocker;
-    error = RegisterOwnArea(d.registered_length);
-    if (error == EINVAL && d.registered_length != kOriginalLength) {
-      d.registered_length = kOriginalLength;
-      error = RegisterOwnArea(d.registered_length);
+    error = RegisterFirstThread(d, longer ? d.feature_size : kOriginalLength);
+    if (error == EINVAL && longer) {
+      own_storage.exact32 = kUnregisteredArea;
+      error = RegisterFirstThread(d, kOriginalLength);
     }
+    if (error == 0) AnnounceEnd(kFirstEndPass);
   }
   if (error != 0) {
     Refuse(d, error);
@@ -253,6 +301,8 @@ void UseOwnArea(Discovery& d, TextBuffer& why) {
     return;
   }
   why.Str("registers an own rseq area of ").Dec(d.registered_length).Str(" bytes in each thread: ");
+  d.cached_word = d.registered_length == kOriginalLength &&
+                  reinterpret_cast<uintptr_t>(&own_storage) % alignof(OwnStorage) == 0;
   why.Str(&__rseq_size == nullptr
               ? "the C library does not register rseq (musl, or glibc before 2.35)"
               : "glibc's registration is switched off (GLIBC_TUNABLES=glibc.pthread.rseq=0)");
@@ -317,13 +367,21 @@ const Discovery& Discover() {
   return *answer;
 }
 
-Area* ThisArea() { return AreaAt(__atomic_load_n(&pcmalloc_rseq_offset, __ATOMIC_RELAXED)); }
+bool RequestLength32() {
+  length32_requested.store(true);
+  return published.load() == nullptr;
+}
+
+Area* ThisArea() {
+  const ptrdiff_t offset = __atomic_load_n(&pcmalloc_rseq_offset, __ATOMIC_RELAXED);
+  return ABSL_PREDICT_TRUE(offset != 0) ? AreaAt(offset) : &own_storage.exact32;
+}
 
 bool EnsureThreadRegistered() {
   const Discovery& d = Discover();
   Area* const area = ThisArea();
   if (ABSL_PREDICT_TRUE(CpuId(area) >= 0)) return true;
-  if (area != &pcmalloc_rseq_own_area) return false;  // the C library's to register, not ours
+  if (!IsOwn(area)) return false;  // the C library's to register, not ours
   if (CpuId(area) == static_cast<int32_t>(kFailed)) return false;
   if (d.owner != Owner::kOwn) {
     if (d.refused_error != EBUSY) __atomic_store_n(&area->cpu_id, kFailed, __ATOMIC_RELAXED);
@@ -333,16 +391,20 @@ bool EnsureThreadRegistered() {
   // A handler may have come here between the look above and the blocking.
   if (CpuId(area) >= 0) return true;
   if (SharesMemoryWithParent()) return false;
-  return RegisterOwnArea(d.registered_length) == 0;
+  if (RegisterOwnArea(d.registered_length) != 0) return false;
+  AnnounceEnd(kFirstEndPass);
+  return true;
 }
 
 void UnregisterThread() {
-  Area* const area = &pcmalloc_rseq_own_area;
+  const Discovery* const d = published.load(std::memory_order_acquire);
+  if (d == nullptr || d->owner != Owner::kOwn) return;
+  Area* const area = OwnArea(d->registered_length);
   SignalBlocker blocker;
   // Only an area that we registered has a CPU in it.
   if (CpuId(area) < 0 || SharesMemoryWithParent()) return;
   __atomic_store_n(&area->rseq_cs, uint64_t{0}, __ATOMIC_RELAXED);
-  if (Rseq(area, Discover().registered_length, kUnregister) != 0) return;
+  if (Rseq(area, d->registered_length, kUnregister) != 0) return;
   __atomic_store_n(&area->cpu_id, kFailed, __ATOMIC_RELAXED);
 }
 

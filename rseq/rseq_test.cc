@@ -136,11 +136,10 @@ INSTANTIATE_TEST_SUITE_P(Rseq, EveryLinkage,
                                            "probe_shared"),
                          [](const auto& info) { return std::string(info.param); });
 
-TEST_P(EveryLinkage, OffsetNamesOwnAreaBeforeAnythingRuns) {
+TEST_P(EveryLinkage, ThreadReadsAsUnregisteredBeforeAnythingRuns) {
   const Answers answers = Probe({.binary = GetParam()}, "initial");
-  EXPECT_EQ(answers["initial_offset"], answers["own_offset"]);
-  EXPECT_LT(answers["own_offset"], 0);
-  EXPECT_EQ(answers["own_alignment_rest"], 0);
+  EXPECT_EQ(answers["initial_offset"], 0);
+  EXPECT_NE(answers["initial_area_offset"], 0);
   EXPECT_EQ(answers["initial_cpu_id"], -1);
 }
 
@@ -152,6 +151,7 @@ TEST_P(EveryLinkage, SharesTheAreaOfTheCLibrary) {
   // glibc before 2.41 registers 32 bytes, later ones as many as the kernel has features.
   EXPECT_THAT(answers["registered_length"],
               ::testing::AnyOf(32, std::max(32L, answers["feature_size"])));
+  EXPECT_EQ(answers["cached_word"], 0);
   EXPECT_GE(answers["cpu_id"], 0);
   EXPECT_EQ(answers["same_answer"], 1);
   EXPECT_EQ(answers["cpu_bound"], 8 * answers["kernel_mask_bytes"]);
@@ -169,6 +169,8 @@ TEST_P(EveryLinkage, RegistersItsOwnAreaThreadByThread) {
   EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
   EXPECT_LT(answers["offset"], 0);
   EXPECT_GE(answers["registered_length"], 32);
+  EXPECT_EQ(answers["line_rest"], answers["registered_length"] == 32 ? 32 : 0);
+  EXPECT_EQ(answers["cached_word"], answers["registered_length"] == 32);
   EXPECT_EQ(answers["registered_length"], std::max(32L, answers["feature_size"]));
   EXPECT_GE(answers["cpu_id"], 0);
   EXPECT_THAT(answers.reason(), HasSubstr("own rseq area"));
@@ -180,6 +182,27 @@ TEST_P(EveryLinkage, RegistersItsOwnAreaThreadByThread) {
   EXPECT_EQ(answers["threads_after_valid"], 1000);
   EXPECT_EQ(answers["threads_signals_blocked"], 0);
   EXPECT_EQ(answers["threads_errno_changed"], 0);
+}
+
+TEST_P(EveryLinkage, RegistersExactly32BytesOnRequest) {
+  const Answers answers =
+      Probe({.binary = GetParam(), .libc_registers = false}, "request32,discover,threads");
+  EXPECT_EQ(answers["request32"], 1);
+  EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
+  EXPECT_EQ(answers["registered_length"], 32);
+  EXPECT_EQ(answers["cached_word"], 1);
+  EXPECT_EQ(answers["line_rest"], 32);
+  EXPECT_EQ(answers["threads_usable"], 1000);
+}
+
+TEST(Registration, RequestFor32BytesLeavesTheCLibrarysAlone) {
+  const Answers answers = Probe({}, "request32,discover");
+  EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kLibc));
+  EXPECT_EQ(answers["cached_word"], 0);
+}
+
+TEST(Registration, RequestFor32BytesMayComeTooLate) {
+  EXPECT_EQ(Probe({.libc_registers = false}, "discover,request32")["request32"], 0);
 }
 
 TEST(Registration, SurvivesFork) {
@@ -209,6 +232,16 @@ TEST(Registration, IsUndoneForAThreadThatEnds) {
   EXPECT_EQ(answers["unregister_usable"], 0);
 }
 
+TEST(Registration, OutlivesOnePassOfDestructors) {
+  for (const std::string look : {"end", "end_unregistered"}) {
+    const Answers answers = Probe({.libc_registers = false}, look);
+    EXPECT_EQ(answers["end_usable_1"], 1) << look;
+    EXPECT_EQ(answers["end_usable_2"], look == "end" ? 0 : 1) << look;
+    EXPECT_EQ(answers["end_usable_3"], 0) << look;
+    EXPECT_EQ(answers["end_cpu_id_3"], -2) << look;
+  }
+}
+
 TEST(Registration, OfTheCLibraryIsNeverUndone) {
   const Answers answers = Probe({}, "unregister");
   EXPECT_EQ(answers["unregister_before"], 1);
@@ -227,19 +260,44 @@ TEST(Registration, WorksInAStaticProgramOnMusl) {
       " musl-gcc -static -x c - -x none rseq/testing/libprobe_all.a -o ",
       binary);
   ASSERT_EQ(system(command.c_str()), 0) << command;
-  const Answers answers = Probe({.binary = binary}, "discover,threads,fork,unregister,detached");
+  const Answers answers =
+      Probe({.binary = binary}, "discover,threads,fork,unregister,end,detached");
   EXPECT_EQ(answers["libc_size"], 0);
   EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
   EXPECT_THAT(answers.reason(), HasSubstr("the C library does not register rseq (musl"));
-  EXPECT_EQ(answers["offset"], answers["own_offset"]);
+  EXPECT_EQ(answers["line_rest"], answers["registered_length"] == 32 ? 32 : 0);
   EXPECT_EQ(answers["threads_before_uninitialized"], 1000);
   EXPECT_EQ(answers["threads_usable"], 1000);
   EXPECT_EQ(answers["forked_thread_usable"], 1);
   EXPECT_EQ(answers["unregister_cpu_id"], -2);
+  EXPECT_EQ(answers["end_cpu_id_3"], -2);
   EXPECT_EQ(answers["detached_usable"], 20000);
   ExpectFence(answers);
   ExpectErrnoKept(answers);
 }
+
+// Threads that allocate in a program that is linked with the whole library, and are never joined.
+// Their key's number decides whether pthread_setspecific of glibc calls calloc.
+void EndDetachedThreads(const std::string& compiler, const std::string& keys) {
+  const std::string binary = absl::StrCat(::testing::TempDir(), "/thread_ends_", keys);
+  const std::string command = absl::StrCat(compiler, " -static -O1 -o ", binary,
+                                           " rseq/testing/thread_ends.c libpcmalloc.a -pthread");
+  ASSERT_EQ(system(command.c_str()), 0) << command;
+  const Answers answers = Probe({.binary = binary, .libc_registers = false}, keys);
+  EXPECT_EQ(answers["ended"], 20000);
+  EXPECT_EQ(answers["per_cpu"], 1);
+}
+
+TEST(ThreadEnd, OfAllocatingThreadsOnMusl) {
+  if (access("/usr/bin/musl-gcc", X_OK) != 0) {
+    GTEST_SKIP() << "musl-gcc is missing: apt-get install musl-tools";
+  }
+  EndDetachedThreads("musl-gcc", "0");
+}
+
+TEST(ThreadEnd, OfAllocatingThreadsOnGlibcWithOwnAreas) { EndDetachedThreads("gcc", "0"); }
+
+TEST(ThreadEnd, WithAKeyForWhichGlibcAllocates) { EndDetachedThreads("gcc", "40"); }
 
 TEST(Discovery, GivesRacingThreadsOneAnswer) {
   for (const bool libc_registers : {true, false}) {

@@ -6,7 +6,7 @@
 //      small      <= 256 KiB    a class, from the per-CPU slab           front/
 //      large      above         a span of its own                        pages/page_heap.h
 //      emergency  any           signal handler inside one of our locks   pages/emergency.h
-//      boot       <= 64 KiB     before this library is relocated         boot.h
+//      boot       <= 4 MiB      before this library is relocated         boot.h
 //
 // Invariants: every pointer handed out is 16-aligned; freeing anything else than the start of a
 //   live block ends the process with a message where it is noticed; errno is touched by failure

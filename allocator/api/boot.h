@@ -4,7 +4,7 @@
 //   IFUNC resolver of a library that is relocated earlier): no pointer in our data is valid yet, no
 //   function of another library can be called.
 // Invariants: works without any relocation; calls nothing; blocks are never used again.
-// Cost: 64 KiB of address space, touched only if it happens.
+// Cost: 4 MiB of address space, touched only if it happens.
 #ifndef PCMALLOC_ALLOCATOR_API_BOOT_H_
 #define PCMALLOC_ALLOCATOR_API_BOOT_H_
 

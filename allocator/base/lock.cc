@@ -62,10 +62,10 @@ void Lock::GiveWord() {
   }
 }
 
-bool Lock::Acquire() {
+bool Lock::Acquire(LockRank rank) {
   const LockRank before = Highest();
-  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
-  Announce(rank_);
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
   if (ABSL_PREDICT_FALSE(!TakeWord())) {
     // Between the fork handlers this thread holds every lock, without ranks.
     if (HeldBySelf()) {
@@ -78,11 +78,23 @@ bool Lock::Acquire() {
   return true;
 }
 
-bool Lock::TryAcquire() {
+bool Lock::TryAcquire(LockRank rank) {
   const LockRank before = Highest();
-  if (ABSL_PREDICT_FALSE(before >= rank_)) return false;
-  Announce(rank_);
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
   if (!TakeWord()) {
+    Withdraw(before);
+    return false;
+  }
+  rank_before_ = before;
+  return true;
+}
+
+bool Lock::AcquireSoon(LockRank rank) {
+  const LockRank before = Highest();
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
+  if (ABSL_PREDICT_FALSE(!TakeWord() && (HeldBySelf() || !SpinForWord()))) {
     Withdraw(before);
     return false;
   }
@@ -96,11 +108,16 @@ void Lock::Release() {
   Withdraw(before);
 }
 
-void Lock::WaitForWord() {
+bool Lock::SpinForWord() {
   for (int i = 0; i < kSpins; ++i) {
-    if (word_.load(std::memory_order_relaxed) == kFree && TakeWord()) return;
+    if (word_.load(std::memory_order_relaxed) == kFree && TakeWord()) return true;
     SpinPause();
   }
+  return false;
+}
+
+void Lock::WaitForWord() {
+  if (SpinForWord()) return;
   // Whoever has slept may not be the only sleeper, so it takes the lock with the bit set.
   const uintptr_t self = ThreadId() | kSleepers;
   while (true) {
@@ -118,21 +135,28 @@ void Lock::WaitForWord() {
   }
 }
 
-bool Lock::AcquireForFork() {
+bool Lock::AcquireForFork(LockRank rank) {
   if (HeldBySelf()) return false;
-  // Below what an interrupted frame of this thread holds, waiting could be for ever.
-  if (Highest() < rank_) {
-    if (!TakeWord()) WaitForWord();
-    return true;
+  bool taken = TakeWord();
+  if (!taken && Highest() < rank) {
+    WaitForWord();
+    taken = true;
   }
-  for (int i = 0; i < kForkPatience; ++i) {
-    if (TakeWord()) return true;
+  // Below what an interrupted frame of this thread holds, waiting could be for ever.
+  for (int i = 0; !taken && i < kForkPatience; ++i) {
+    if (for_fork_.load(std::memory_order_acquire)) return false;
     const timespec pause = {0, 100'000};
     RawSyscall(SYS_nanosleep, &pause, nullptr);
+    taken = TakeWord();
   }
-  return false;
+  if (taken) for_fork_.store(true, std::memory_order_release);
+  return taken;
 }
 
-void Lock::ReleaseAfterFork() { GiveWord(); }
+void Lock::ReleaseAfterFork(bool in_child) {
+  if (!for_fork_.load(std::memory_order_relaxed) || !(in_child || HeldBySelf())) return;
+  for_fork_.store(false, std::memory_order_relaxed);
+  GiveWord();
+}
 
 }  // namespace pcmalloc

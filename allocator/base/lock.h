@@ -40,19 +40,12 @@ enum class LockRank : uint8_t {
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
+// The lock without its rank; use RankedLock.
 class Lock {
  public:
-  explicit constexpr Lock(LockRank rank) : rank_(rank) {}
+  constexpr Lock() = default;
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
-
-  // Takes the lock, waiting if need be. Returns false, at once and without the lock, when the
-  // calling thread holds a lock of this or a higher rank: the caller must reach its aim another
-  // way. Async-signal-safe.
-  [[nodiscard]] bool Acquire();
-
-  // The same, but never waits.
-  [[nodiscard]] bool TryAcquire();
 
   // The calling thread must hold the lock.
   void Release();
@@ -61,32 +54,62 @@ class Lock {
     return (word_.load(std::memory_order_relaxed) & ~kSleepers) == ThreadId();
   }
 
-  // For fork handlers, which take all locks, several of one rank among them: false if the calling
-  // thread holds this one already, or if it is in a signal handler that interrupted the allocator
-  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
-  // this one, and the child inherits a lock that nobody gives back).
-  [[nodiscard]] bool AcquireForFork();
-  void ReleaseAfterFork();
+  // Undoes AcquireForFork where that returned true; no effect on locks held otherwise. In the child
+  // also frees a lock that another thread, which is not there, had taken for a fork of its own.
+  void ReleaseAfterFork(bool in_child = false);
+
+ protected:
+  bool Acquire(LockRank rank);
+  bool TryAcquire(LockRank rank);
+  bool AcquireSoon(LockRank rank);
+  bool AcquireForFork(LockRank rank);
 
  private:
   static constexpr uintptr_t kFree = 0;
   static constexpr uintptr_t kSleepers = 1;
 
   bool TakeWord();
+  bool SpinForWord();
   void WaitForWord();
   void GiveWord();
 
   std::atomic<uintptr_t> word_{kFree};
-  const LockRank rank_;
+  std::atomic<bool> for_fork_{false};       // the holder is between the fork handlers
   LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
+};
+
+// The rank is part of the type, so that arrays of locks are zero in the file.
+template <LockRank kRank>
+class RankedLock : public Lock {
+ public:
+  // Takes the lock, waiting if need be. Returns false, at once and without the lock, when the
+  // calling thread holds a lock of this or a higher rank: the caller must reach its aim another
+  // way. Async-signal-safe.
+  [[nodiscard]] bool Acquire() { return Lock::Acquire(kRank); }
+
+  // The same, but never waits.
+  [[nodiscard]] bool TryAcquire() { return Lock::TryAcquire(kRank); }
+
+  // The same, but waits only as long as a holder that runs and does not sleep needs. For locks that
+  // may be held for long, where there is another way.
+  [[nodiscard]] bool AcquireSoon() { return Lock::AcquireSoon(kRank); }
+
+  // For fork handlers, which take all locks, several of one rank among them: false if the calling
+  // thread holds this one already, or if it is in a signal handler that interrupted the allocator
+  // and another thread does not give the lock back: at once if that thread is forking itself (what
+  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else after some
+  // 100 ms (then it may be waiting for this one, and the child inherits a lock that nobody gives
+  // back).
+  [[nodiscard]] bool AcquireForFork() { return Lock::AcquireForFork(kRank); }
 };
 
 // Holds a lock for a scope. Test it before touching what the lock protects:
 //   LockHolder held(lock_);
 //   if (!held) return ...;  // this thread is in a signal handler inside the allocator
+template <LockRank kRank>
 class LockHolder {
  public:
-  explicit LockHolder(Lock& lock) : lock_(lock.Acquire() ? &lock : nullptr) {}
+  explicit LockHolder(RankedLock<kRank>& lock) : lock_(lock.Acquire() ? &lock : nullptr) {}
   ~LockHolder() {
     if (lock_ != nullptr) lock_->Release();
   }

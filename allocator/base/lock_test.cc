@@ -15,7 +15,7 @@ namespace pcmalloc {
 namespace {
 
 TEST(LockTest, ExcludesThreads) {
-  Lock lock(LockRank::kPages);
+  RankedLock<LockRank::kPages> lock;
   int64_t counter = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
@@ -33,7 +33,7 @@ TEST(LockTest, ExcludesThreads) {
 }
 
 TEST(LockTest, RefusesWhatItsThreadHolds) {
-  Lock lock(LockRank::kCentral);
+  RankedLock<LockRank::kCentral> lock;
   ASSERT_TRUE(lock.Acquire());
   EXPECT_TRUE(lock.HeldBySelf());
   EXPECT_FALSE(lock.Acquire());
@@ -49,9 +49,9 @@ TEST(LockTest, RefusesWhatItsThreadHolds) {
 }
 
 TEST(LockTest, TakesRisingRanksOnly) {
-  Lock cpu(LockRank::kCpu);
-  Lock other_cpu(LockRank::kCpu);
-  Lock central(LockRank::kCentral);
+  RankedLock<LockRank::kCpu> cpu;
+  RankedLock<LockRank::kCpu> other_cpu;
+  RankedLock<LockRank::kCentral> central;
   ASSERT_TRUE(cpu.Acquire());
   EXPECT_FALSE(other_cpu.Acquire()) << "a second lock of one rank";
   ASSERT_TRUE(central.Acquire());
@@ -65,8 +65,8 @@ TEST(LockTest, TakesRisingRanksOnly) {
 }
 
 TEST(LockTest, RefusesWhatItsThreadHoldsForAFork) {
-  Lock first(LockRank::kCentral);
-  Lock second(LockRank::kCentral);
+  RankedLock<LockRank::kCentral> first;
+  RankedLock<LockRank::kCentral> second;
   ASSERT_TRUE(first.AcquireForFork());
   ASSERT_TRUE(second.AcquireForFork()) << "fork takes several locks of one rank";
   EXPECT_FALSE(first.AcquireForFork());
@@ -79,7 +79,7 @@ TEST(LockTest, RefusesWhatItsThreadHoldsForAFork) {
 
 // Two threads that each hold one lock, with handlers that want the other one: without ranks they would
 // wait for each other.
-Lock* handler_lock;
+RankedLock<LockRank::kCpu>* handler_lock;
 std::atomic<int> handler_refused{0};
 std::atomic<int> handler_taken{0};
 
@@ -89,8 +89,8 @@ void WantLock(int) {
 }
 
 TEST(LockTest, HandlersNeverWaitForWhatTheyInterrupted) {
-  Lock low(LockRank::kCpu);
-  Lock high(LockRank::kCentral);
+  RankedLock<LockRank::kCpu> low;
+  RankedLock<LockRank::kCentral> high;
   handler_lock = &low;
   struct sigaction action = {};
   action.sa_handler = WantLock;

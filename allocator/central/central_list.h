@@ -46,7 +46,7 @@ class CentralList {
   static bool IsFree(const Span* span, const void* p);
 
   bool LockForFork() { return lock_.AcquireForFork(); }
-  void UnlockAfterFork() { lock_.ReleaseAfterFork(); }
+  void UnlockAfterFork(bool in_child) { lock_.ReleaseAfterFork(in_child); }
 
   uint64_t spans() const { return __atomic_load_n(&spans_, __ATOMIC_RELAXED); }
   uint64_t free_objects() const { return __atomic_load_n(&free_objects_, __ATOMIC_RELAXED); }
@@ -60,7 +60,7 @@ class CentralList {
   bool Grow(unsigned size_class, Shortage* shortage);
   void GiveOne(unsigned size_class, void* p, Span** emptied);
 
-  Lock lock_{LockRank::kCentral};
+  RankedLock<LockRank::kCentral> lock_;
   Span* lists_[kLists] = {};
   uint64_t spans_ = 0;
   uint64_t free_objects_ = 0;

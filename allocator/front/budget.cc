@@ -28,9 +28,9 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
   return before + static_cast<uint32_t>(change);
 }
 
-// Halves the capacity of other classes until `bytes` are free again, or the search is over. The last
-// slot goes too: one slot of each class is more than the budget, and a class that nobody uses any
-// more must not keep the others small for good.
+// Halves the capacity of other classes until `bytes` are free again, or the search is over. The
+// last slot goes too: one slot of each class is more than the budget, and a class that nobody uses
+// any more must not keep the others small for good.
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
@@ -72,7 +72,8 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 }
 
 uint64_t BudgetUsed(int index) {
-  return static_cast<uint64_t>(books[index].used.load(std::memory_order_relaxed));
+  const int64_t used = books[index].used.load(std::memory_order_relaxed);
+  return used < 0 ? 0 : static_cast<uint64_t>(used);
 }
 
 uint64_t Steals() { return steals.load(std::memory_order_relaxed); }

@@ -40,7 +40,7 @@ constexpr size_t kSpansPerReturn = 2;
 constexpr int kReturnRefusals = 16;
 
 struct Heap {
-  Lock lock{LockRank::kPages};
+  RankedLock<LockRank::kPages> lock;
   FreeSpans warm;
   FreeSpans cold;
   SpanStore store;
@@ -433,6 +433,6 @@ PageStats PageHeap::Stats() {
 
 bool PageHeap::LockForFork() { return heap.lock.AcquireForFork(); }
 
-void PageHeap::UnlockAfterFork() { heap.lock.ReleaseAfterFork(); }
+void PageHeap::UnlockAfterFork(bool in_child) { heap.lock.ReleaseAfterFork(in_child); }
 
 }  // namespace pcmalloc

@@ -22,10 +22,6 @@
 extern "C" {
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
-// constinit: no wrapper function that would look for an initialiser.
-[[gnu::visibility("hidden"),
-  gnu::tls_model(
-      "initial-exec")]] extern constinit thread_local pcmalloc::rseq::Area pcmalloc_rseq_own_area;
 }
 
 namespace {
@@ -33,11 +29,6 @@ namespace {
 namespace rseq = ::pcmalloc::rseq;
 
 void Print(const char* key, long value) { printf("%s=%ld\n", key, value); }
-
-long OwnOffset() {
-  return reinterpret_cast<char*>(&pcmalloc_rseq_own_area) -
-         static_cast<char*>(__builtin_thread_pointer());
-}
 
 long Nanoseconds() {
   timespec now;
@@ -50,12 +41,20 @@ int CpuId() { return static_cast<int>(rseq::ThisArea()->cpu_id); }
 // What the loader left, before the library has run at all.
 const long initial_offset = rseq::pcmalloc_rseq_offset;
 
+// The area that ThisArea() named before the library had run at all.
+const rseq::Area* const initial_area = rseq::ThisArea();
+
+long OffsetOf(const void* address) {
+  return static_cast<const char*>(address) - static_cast<char*>(__builtin_thread_pointer());
+}
+
 void LookInitial() {
   Print("initial_offset", initial_offset);
-  Print("own_offset", OwnOffset());
-  Print("own_alignment_rest", reinterpret_cast<uintptr_t>(&pcmalloc_rseq_own_area) % 64);
+  Print("initial_area_offset", OffsetOf(initial_area));
   Print("initial_cpu_id", CpuId());
 }
+
+void LookRequest32() { Print("request32", rseq::RequestLength32()); }
 
 void LookDiscover() {
   errno = 77;
@@ -77,7 +76,9 @@ void LookDiscover() {
   cpu_set_t mask;
   Print("kernel_mask_bytes", syscall(SYS_sched_getaffinity, 0, sizeof(mask), &mask));
   printf("reason=%s\n", d.reason);
-  Print("own_offset", OwnOffset());
+  Print("initial_area_offset", OffsetOf(initial_area));
+  Print("cached_word", d.cached_word);
+  Print("line_rest", reinterpret_cast<uintptr_t>(rseq::ThisArea()) % 64);
   Print("offset", rseq::pcmalloc_rseq_offset);
   Print("libc_offset", &__rseq_offset != nullptr ? __rseq_offset : 0);
   Print("libc_size", &__rseq_size != nullptr ? __rseq_size : 0);
@@ -215,15 +216,14 @@ void LookUnregister() {
 
 std::atomic<long> detached_usable{0}, detached_ended{0};
 
-void* DetachedThread(void* unregister) {
+void* DetachedThread(void*) {
   detached_usable += rseq::EnsureThreadRegistered();
-  if (unregister != nullptr) rseq::UnregisterThread();
   ++detached_ended;
   return nullptr;
 }
 
 // Threads whose storage the C library may unmap before they have left the processor.
-void RunDetached(bool unregister) {
+void LookDetached() {
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -231,20 +231,48 @@ void RunDetached(bool unregister) {
   for (long i = 0; i < kThreads; ++i) {
     while (i - detached_ended > 100) sched_yield();
     pthread_t thread;
-    if (pthread_create(&thread, &attributes, DetachedThread, unregister ? &attributes : nullptr)) {
-      abort();
-    }
+    if (pthread_create(&thread, &attributes, DetachedThread, nullptr) != 0) abort();
   }
   while (detached_ended < kThreads) sched_yield();
   Print("detached_usable", detached_usable);
 }
 
-void LookDetached() { RunDetached(true); }
-void LookDetachedRegistered() { RunDetached(false); }
+// Destructors of another key, made after the library's: what they find in each pass.
+pthread_key_t end_key;
+int end_cpu_id[4] = {-999, -999, -999, -999};
+bool end_usable[4];
+
+void LookAtEnd(void* value) {
+  const auto pass = reinterpret_cast<uintptr_t>(value);
+  end_usable[pass - 1] = rseq::EnsureThreadRegistered();
+  end_cpu_id[pass - 1] = CpuId();
+  if (pass < 3) pthread_setspecific(end_key, reinterpret_cast<void*>(pass + 1));
+}
+
+void* EndingThread(void* registered) {
+  if (registered != nullptr) rseq::EnsureThreadRegistered();
+  pthread_setspecific(end_key, reinterpret_cast<void*>(uintptr_t{1}));
+  return nullptr;
+}
+
+void RunEndingThread(bool registered) {
+  rseq::Discover();
+  pthread_key_create(&end_key, LookAtEnd);
+  pthread_t thread;
+  if (pthread_create(&thread, nullptr, EndingThread, registered ? &end_key : nullptr)) abort();
+  pthread_join(thread, nullptr);
+  Print("end_usable_1", end_usable[0]);
+  Print("end_usable_2", end_usable[1]);
+  Print("end_usable_3", end_usable[2]);
+  Print("end_cpu_id_3", end_cpu_id[2]);
+}
+
+void LookEnd() { RunEndingThread(true); }
+void LookEndUnregistered() { RunEndingThread(false); }
 
 // Somebody else's area, registered before the library looks.
 void LookForeign() {
-  alignas(64) static rseq::Area foreign = {0, rseq::kUninitialized, 0, 0, 0, 0, 0, {}};
+  alignas(64) static rseq::Area foreign = {0, rseq::kUninitialized, 0, 0, 0, 0, 0};
   Print("foreign_result", syscall(SYS_rseq, &foreign, 32, 0, pcmalloc::rseq::kSignature));
 }
 
@@ -278,16 +306,12 @@ constexpr struct {
   const char* name;
   void (*look)();
 } kLooks[] = {
-    {"initial", LookInitial},
-    {"foreign", LookForeign},
-    {"race", LookRace},
-    {"discover", LookDiscover},
-    {"threads", LookThreads},
-    {"fork", LookFork},
-    {"unregister", LookUnregister},
-    {"vfork", LookVfork},
-    {"detached", LookDetached},
-    {"detached_registered", LookDetachedRegistered},
+    {"initial", LookInitial},   {"request32", LookRequest32},
+    {"foreign", LookForeign},   {"race", LookRace},
+    {"discover", LookDiscover}, {"threads", LookThreads},
+    {"fork", LookFork},         {"unregister", LookUnregister},
+    {"vfork", LookVfork},       {"detached", LookDetached},
+    {"end", LookEnd},           {"end_unregistered", LookEndUnregistered},
 };
 
 }  // namespace

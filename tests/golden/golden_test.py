@@ -102,7 +102,9 @@ class GoldenTest(unittest.TestCase):
     def test_nothing_is_read_from_the_got(self):
         for name in ENTRY_POINTS:
             with self.subTest(name=name):
-                self.assertEqual(self.counts[name]["got_loads"], 0, self.code_of(name))
+                # The one address that calloc needs from there is memset's, to jump to at the end.
+                self.assertEqual(self.counts[name]["got_loads"], 1 if name == "calloc" else 0,
+                                 self.code_of(name))
 
     def test_the_stack_is_not_touched(self):
         for name in ENTRY_POINTS:
@@ -119,8 +121,8 @@ class GoldenTest(unittest.TestCase):
                 if name == "calloc" and self.compiler.startswith("clang"):
                     calls -= 1
                 self.assertEqual(calls, 0, self.code_of(name))
-                self.assertEqual(self.counts[name]["end"],
-                                 "memset@plt" if name == "calloc" else "ret", self.code_of(name))
+                self.assertEqual(self.counts[name]["end"].partition("@")[0],
+                                 "memset" if name == "calloc" else "ret", self.code_of(name))
 
 
 class ReaderTest(unittest.TestCase):

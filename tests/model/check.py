@@ -39,8 +39,8 @@ KERNELS = {
 }
 
 DEFAULTS = dict(LEGACY=0, CID=0, WEAK=0, BATCH=0, SWAP=0, STOP_BOTH=0, FIRST_USE=0, OBJECTS=2)
-# Without partial-order reduction: it saves next to nothing here (nearly every step touches
-# globals), and with it Spin 6.5.2 misses the counterexample of unlocked-first-use.
+# Without partial-order reduction: it saves nothing here (nearly every step touches globals), and
+# without the model's `provided` clauses Spin 6.5.2 misses unlocked-first-use with it.
 PAN_FLAGS = ['-w', '-DSAFETY', '-DCOLLAPSE', '-DNOREDUCE', '-DMEMLIM=6000']
 # Deep enough for an exhaustive search, which is checked. A counterexample needs no deep search.
 MAX_DEPTH = {'ci': 4_000_000, 'full': 20_000_000}

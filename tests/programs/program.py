@@ -18,6 +18,8 @@ import unittest
 
 PER_CPU_MODES = ("v2safe-cpu", "v2safe-cid")
 MIN_FAST_SHARE = 0.95
+# Fewer small operations than this are mostly the first of their size: they tell no rate.
+MIN_OPERATIONS = 10000
 
 
 def library():
@@ -125,7 +127,10 @@ class ProgramTest(unittest.TestCase):
         print(f"{self.id()}: {len(processes)} processes, {small} small operations, "
               f"{100 * fast / max(small, 1):.2f} % fast", file=sys.stderr)
         self.assertGreater(small, 0)
-        self.assertGreater(fast / small, MIN_FAST_SHARE)
+        if small < MIN_OPERATIONS:
+            print(f"{self.id()}: too few operations to speak of a rate", file=sys.stderr)
+        else:
+            self.assertGreater(fast / small, MIN_FAST_SHARE)
 
     def start_server(self, command, preload, ready):
         """Starts a server in the foreground and waits until ready() is true."""

@@ -24,11 +24,8 @@
 #include <thread>
 #include <vector>
 
-#ifdef __cplusplus
-extern "C"
-#endif
-    const char*
-    pcmalloc_mode(void) __attribute__((weak));
+// As <pcmalloc/pcmalloc.h> declares it; a plain g++ compiles this file too.
+extern "C" const char* pcmalloc_mode(void);
 
 namespace {
 

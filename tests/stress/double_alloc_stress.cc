@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -212,11 +213,17 @@ const char* SignalName(int signal) {
 pid_t main_pid;
 
 void OnCrash(int signal, siginfo_t* info, void*) {
-  static std::atomic<bool> crashed{false};
+  static std::atomic<pid_t> crashed{0};
   const bool in_child = getpid() != main_pid;
-  if (crashed.exchange(true)) {
-    // A second thread crashed, or this handler did: leave the first one time to finish its report.
-    if (!in_child) usleep(500'000);
+  const pid_t self = static_cast<pid_t>(syscall(SYS_gettid));
+  pid_t first = 0;
+  if (!crashed.compare_exchange_strong(first, self)) {
+    Message()
+        .Add("double_alloc_stress: another crash: %s at address %p%s\n", SignalName(signal),
+             info->si_addr, first == self ? ", while the first was reported" : "")
+        .Write(STDERR_FILENO);
+    // Another thread gets the time to finish its report.
+    if (first != self) usleep(500'000);
     _exit(kExitViolation);
   }
   char who[32] = "a thread of the tool";

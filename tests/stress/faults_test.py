@@ -51,12 +51,14 @@ class FaultsTest(unittest.TestCase):
     def test_duplicate(self):
         """Both owners are named, with how long each has held the block."""
         stderr = self.check("duplicate:1000", DUPLICATES, *CALM)
-        new = [line for line in stderr.splitlines() if line.startswith("  new:")]
-        other = [line for line in stderr.splitlines() if line.startswith("  other:")]
-        self.assertEqual(len(new), len(other))
-        for line in new:
-            self.assertRegex(line, OWNER)
-        self.assertTrue(any(OWNER.search(line) and "still held" in line for line in other), other)
+        lines = stderr.splitlines()
+        pairs = [(line, lines[i + 1]) for i, line in enumerate(lines) if line.startswith("  new:")]
+        self.assertTrue(pairs, stderr)
+        for new, other in pairs:
+            self.assertRegex(new, OWNER)
+            self.assertTrue(other.startswith("  other:"), other)
+        self.assertTrue(any(OWNER.search(other) and "still held" in other for _, other in pairs),
+                        pairs)
 
     def test_rare_duplicate(self):
         """One in a million is found by the registry, not by luck with stamps."""
