@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include "percpu/ops_x86_64.h"  // IWYU pragma: export
+#elif defined(__aarch64__)
+#include "percpu/ops_aarch64.h"  // IWYU pragma: export
 #else
 #error "pcmalloc has no critical sections for this architecture"
 #endif

@@ -17,8 +17,10 @@ namespace {
 
 struct alignas(64) CpuState {
   RankedLock<LockRank::kCpu> lock;
-  Slab* slab = nullptr;  // guarded by lock; the one that slab_of points to while open
-  bool taken_for_fork = false;
+  // Changed under the lock only; the one that slab_of points to while open. The lock of an index
+  // that has none yet is touched under the creation lock only, because fork takes no other locks
+  // than that one and those of the indices that have been used.
+  Slab* slab = nullptr;
 };
 
 constinit CpuState cpus[kMaxCpus];
@@ -37,6 +39,9 @@ Slab** Entry(int index) { return &pcmalloc_slab_of[2 + index]; }
 
 // The sections load entries with plain instructions on other CPUs.
 void Publish(int index, Slab* slab) { __atomic_store_n(Entry(index), slab, __ATOMIC_RELEASE); }
+
+Slab* SlabOf(int index) { return __atomic_load_n(&cpus[index].slab, __ATOMIC_ACQUIRE); }
+void SetSlab(int index, Slab* slab) { __atomic_store_n(&cpus[index].slab, slab, __ATOMIC_RELEASE); }
 
 bool Fence(int index) { return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index); }
 
@@ -165,18 +170,14 @@ size_t DrainOwned(Slab* slab, Receiver receiver) {
 }
 
 // In locked mode: the slab of the CPU this thread runs on, locked; null if this thread holds it
-// already or there is no memory for one.
+// already, if another keeps it (stopped, or preempted in the middle), or if there is no memory for
+// one.
 class LockedSlab {
  public:
   LockedSlab() {
     const int index = CurrentIndex();
-    CpuState& cpu = cpus[index];
-    if (!cpu.lock.Acquire()) return;
-    if (cpu.slab == nullptr) {
-      cpu.lock.Release();
-      if (!EnsureSlab(index) || !cpu.lock.Acquire()) return;
-    }
-    cpu_ = &cpu;
+    if (SlabOf(index) == nullptr && !EnsureSlab(index)) return;
+    if (cpus[index].lock.AcquireSoon()) cpu_ = &cpus[index];
   }
   ~LockedSlab() {
     if (cpu_ != nullptr) cpu_->lock.Release();
@@ -196,10 +197,10 @@ void InitTable(unsigned new_bound) {
 
 void Init(Mode new_mode, const Geometry& geometry) {
   new_geometry = geometry;
-  mode = new_mode;
+  __atomic_store_n(&mode, new_mode, __ATOMIC_RELEASE);
 }
 
-Mode CurrentMode() { return mode; }
+Mode CurrentMode() { return __atomic_load_n(&mode, __ATOMIC_ACQUIRE); }
 unsigned Bound() { return bound; }
 unsigned PopulatedSlabs() { return populated.load(std::memory_order_relaxed); }
 unsigned HighestUsed() { return highest_used.load(std::memory_order_relaxed); }
@@ -237,22 +238,25 @@ bool PrepareThread() {
 
 bool EnsureSlab(int index) {
   CpuState& cpu = cpus[index];
-  LockHolder creating(creation_lock);
-  if (!creating) return false;
+  // Not to be waited for: Resize holds it while it waits for whoever has stopped an index.
+  if (!creation_lock.TryAcquire()) return false;
   // Held by another: somebody has stopped this index and will open it again.
-  if (!cpu.lock.TryAcquire()) return false;
-  bool made = true;
-  if (cpu.slab == nullptr) {
-    cpu.slab = MakeSlab(new_geometry);
-    made = cpu.slab != nullptr;
-    if (made) {
-      populated.fetch_add(1, std::memory_order_relaxed);
-      const unsigned used = static_cast<unsigned>(index) + 1;
-      if (used > HighestUsed()) highest_used.store(used, std::memory_order_relaxed);
-      if (mode != Mode::kLocked) Publish(index, cpu.slab);
+  bool made = cpu.lock.TryAcquire();
+  if (made) {
+    if (cpu.slab == nullptr) {
+      Slab* slab = MakeSlab(new_geometry);
+      made = slab != nullptr;
+      if (made) {
+        const unsigned used = static_cast<unsigned>(index) + 1;
+        if (used > HighestUsed()) highest_used.store(used, std::memory_order_relaxed);
+        populated.fetch_add(1, std::memory_order_relaxed);
+        SetSlab(index, slab);
+        if (CurrentMode() != Mode::kLocked) Publish(index, slab);
+      }
     }
+    cpu.lock.Release();
   }
-  cpu.lock.Release();
+  creation_lock.Release();
   return made;
 }
 
@@ -290,13 +294,15 @@ uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n) {
 
 int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
   if (mode == Mode::kLocked) {
-    LockHolder held(cpus[index].lock);
-    Slab* slab = cpus[index].slab;
-    if (!held || slab == nullptr) return 0;
+    Slab* slab = SlabOf(index);
+    if (slab == nullptr || !cpus[index].lock.AcquireSoon()) return 0;
+    slab = cpus[index].slab;
     Header& header = slab->headers[size_class];
     const uint32_t before = CapacityIn(slab, size_class, header);
     header = WithCapacity(slab, size_class, header, capacity);
-    return static_cast<int32_t>(CapacityIn(slab, size_class, header) - before);
+    const uint32_t after = CapacityIn(slab, size_class, header);
+    cpus[index].lock.Release();
+    return static_cast<int32_t>(after - before);
   }
   Slab* slab = OpenSlab(index);
   if (slab == ClosedSlab()) return 0;
@@ -310,9 +316,16 @@ int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
                               CapacityIn(slab, size_class, seen));
 }
 
+uint32_t HeldBy(int index, unsigned size_class) {
+  const Slab* slab = cpus[index].slab;
+  if (slab == nullptr) return 0;
+  const Header header = ReadHeader(slab, size_class);
+  return header.end == 0 ? 0 : header.current - slab->begin[size_class];
+}
+
 Capacity CapacityOf(int index, unsigned size_class) {
   // In locked mode the table is closed; the slab of an index, once made, stays readable.
-  const Slab* slab = mode == Mode::kLocked ? cpus[index].slab : OpenSlab(index);
+  const Slab* slab = mode == Mode::kLocked ? SlabOf(index) : OpenSlab(index);
   if (slab == nullptr || slab == ClosedSlab()) return {0, 0};
   return {CapacityIn(slab, size_class, ReadHeader(slab, size_class)),
           slab->limit[size_class] - slab->begin[size_class]};
@@ -320,11 +333,7 @@ Capacity CapacityOf(int index, unsigned size_class) {
 
 Slab* Stop(int index) {
   CpuState& cpu = cpus[index];
-  if (!cpu.lock.Acquire()) return nullptr;
-  if (cpu.slab == nullptr) {
-    cpu.lock.Release();
-    return nullptr;
-  }
+  if (SlabOf(index) == nullptr || !cpu.lock.Acquire()) return nullptr;
   if (mode != Mode::kLocked) {
     Publish(index, ClosedSlab());
     if (!Fence(index)) {
@@ -340,7 +349,7 @@ Slab* Stop(int index) {
 bool Start(int index, Slab* slab) {
   CpuState& cpu = cpus[index];
   if (!cpu.lock.HeldBySelf()) return false;
-  cpu.slab = slab;
+  SetSlab(index, slab);
   if (mode != Mode::kLocked) Publish(index, slab);
   cpu.lock.Release();
   return true;
@@ -383,29 +392,16 @@ bool Resize(int index, const Geometry& geometry, Receiver receiver) {
   return true;
 }
 
-namespace {
-constinit bool fork_holds_creation = false;
-}  // namespace
-
 // A lock that the forking thread holds already (fork in a signal handler) stays with the code that
-// was interrupted, in both processes; the other locks are noted where they are.
+// was interrupted, in both processes.
 void LockForFork() {
-  fork_holds_creation = creation_lock.AcquireForFork();
-  for (unsigned i = 0; i < HighestUsed(); ++i) {
-    if (cpus[i].lock.AcquireForFork()) cpus[i].taken_for_fork = true;
-  }
+  (void)creation_lock.AcquireForFork();
+  for (unsigned i = 0; i < HighestUsed(); ++i) (void)cpus[i].lock.AcquireForFork();
 }
 
-void UnlockAfterFork() {
-  for (unsigned i = HighestUsed(); i-- > 0;) {
-    if (!cpus[i].taken_for_fork) continue;
-    cpus[i].taken_for_fork = false;
-    cpus[i].lock.ReleaseAfterFork();
-  }
-  if (fork_holds_creation) {
-    fork_holds_creation = false;
-    creation_lock.ReleaseAfterFork();
-  }
+void UnlockAfterFork(bool in_child) {
+  for (unsigned i = HighestUsed(); i-- > 0;) cpus[i].lock.ReleaseAfterFork(in_child);
+  creation_lock.ReleaseAfterFork(in_child);
 }
 
 }  // namespace pcmalloc::percpu

@@ -35,8 +35,8 @@ enum class Mode : uint8_t {
   kLocked,  // no sections: a lock for each slab
 };
 
-// Fills the table with the closed slab for every index below `bound`. Before the rseq area is
-// adopted.
+// Fills the table with the closed slab for every index below `bound`. Before any section runs: no
+// gate is open and no mode set.
 void InitTable(unsigned bound);
 
 // Chooses the mode for good; `geometry` is what new slabs get. Call once, after InitTable.
@@ -53,7 +53,8 @@ int CurrentIndex();
 bool PrepareThread();
 
 // Makes the slab of an index if it has none. False if there is no memory, if the index is stopped
-// at the moment, or if this thread holds a lock that is needed (signal handler).
+// or another thread makes or moves a slab at the moment, or if this thread holds a lock that is
+// needed (signal handler).
 bool EnsureSlab(int index);
 
 // The slab now in the table: never null, the closed slab when stopped or unused (always in locked
@@ -65,7 +66,7 @@ unsigned PopulatedSlabs();
 unsigned HighestUsed();
 
 // The section of the mode in force. PopBatch/PushBatch return how many items moved (0: empty, full,
-// closed, or a lock that this thread holds already).
+// closed, or in locked mode a lock that is not to be had soon).
 uint32_t PopBatch(unsigned size_class, void** out, uint32_t n);
 uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n);
 
@@ -75,6 +76,9 @@ struct Capacity {
   uint32_t most;
 };
 Capacity CapacityOf(int index, unsigned size_class);
+
+// Objects of a class in the slab of an index now; a hint while sections run on it.
+uint32_t HeldBy(int index, unsigned size_class);
 
 // Sets the capacity in force of a class on the slab of `index` to `capacity` slots (>= 1, cut to
 // what the geometry allows), creating the class's stack on first use. The calling thread should be
@@ -110,7 +114,7 @@ size_t SlabBytes();
 
 // fork: taken before, given back after in parent and child. Re-entrant in the sense of Lock.
 void LockForFork();
-void UnlockAfterFork();
+void UnlockAfterFork(bool in_child);
 
 }  // namespace pcmalloc::percpu
 

@@ -7,6 +7,7 @@
 #include "absl/base/optimization.h"
 #include "allocator/api/boot.h"
 #include "allocator/api/counted.h"
+#include "allocator/api/hot.h"
 #include "allocator/api/init.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
@@ -45,7 +46,6 @@ void* TakeLarge(size_t alignment, size_t size, bool* zeroed) {
 
 void* TakeSmall(unsigned size_class) {
   CountSlow();
-  if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   return front::Allocate(size_class);
 }
 
@@ -55,9 +55,10 @@ void* TakeOnce(size_t size) {
   return TakeLarge(kMinAlignment, size, &zeroed);
 }
 
-// When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
+// What every request passes. When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
+  if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   void* p = take();
   if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
   front::Trim();
@@ -83,11 +84,17 @@ Span* LargeSpan(const char* what, const void* p) {
   return span;
 }
 
+// What TakeBlock does, by the hit paths first: for callers that have not tried them.
+void* TakeQuickly(size_t size) {
+  void* p = PopAny(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : TakeBlock(size);
+}
+
 void* Moved(void* p, size_t old_size, size_t size) {
-  void* moved = TakeBlock(size);
+  void* moved = TakeQuickly(size);
   if (moved == nullptr) return nullptr;
   memcpy(moved, p, old_size < size ? old_size : size);
-  GiveBlock(p);
+  Free(p);
   return moved;
 }
 
@@ -108,7 +115,9 @@ void* ResizeLarge(Span* span, size_t size) {
     GiveBlock(p);
     return moved;
   }
-  return Moved(p, span->bytes(), size);
+  void* moved = Moved(p, span->bytes(), size);
+  // Shrinking cannot fail: the old block serves as well.
+  return moved == nullptr && size <= span->bytes() ? p : moved;
 }
 
 }  // namespace
@@ -125,7 +134,7 @@ void* TakeAligned(size_t alignment, size_t size) {
   if (alignment <= kPageSize && size <= kMaxSmallSize) {
     // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h.
     const size_t rounded = (size + (size == 0) + alignment - 1) & ~(alignment - 1);
-    if (rounded <= kMaxSmallSize) return TakeBlock(rounded);
+    if (rounded <= kMaxSmallSize) return TakeQuickly(rounded);
   }
   bool zeroed;
   return TakeOrTrim(size, [&] { return TakeLarge(alignment, size, &zeroed); });
@@ -133,7 +142,7 @@ void* TakeAligned(size_t alignment, size_t size) {
 
 void* TakeZeroed(size_t size) {
   if (size <= kMaxSmallSize || ABSL_PREDICT_FALSE(!Relocated())) {
-    void* p = TakeBlock(size);
+    void* p = TakeQuickly(size);
     // What boot memory hands out has never been used.
     if (p != nullptr && !BootOwns(p)) memset(p, 0, size);
     return p;
@@ -171,6 +180,7 @@ size_t BlockSize(const void* p) {
 }
 
 void* ResizeBlock(void* p, size_t size) {
+  // Rounded up to pages such a size could come out small.
   if (ABSL_PREDICT_FALSE(size > PTRDIFF_MAX)) return nullptr;
   if (ABSL_PREDICT_FALSE(BootOwns(p) || !Relocated())) {
     void* moved = TakeBlock(size);

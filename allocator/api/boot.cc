@@ -5,6 +5,16 @@
 
 #include <atomic>
 
+// Functions of other libraries by their linker names: the compiler must not take for granted that they
+// have an address.
+#define PCM_IMPORT(name) \
+  extern "C" const char pcmalloc_import_##name __asm__(#name) __attribute__((weak))
+PCM_IMPORT(syscall);
+PCM_IMPORT(memcpy);
+PCM_IMPORT(memset);
+PCM_IMPORT(getauxval);
+PCM_IMPORT(__errno_location);
+
 namespace pcmalloc {
 namespace {
 
@@ -19,13 +29,24 @@ constinit std::atomic<size_t> used{0};
 const void* volatile self_address =
     const_cast<const void**>(reinterpret_cast<const void* const volatile*>(&self_address));
 
+constinit bool relocated = false;
+
 size_t* SizeField(const void* p) {
   return reinterpret_cast<size_t*>(reinterpret_cast<uintptr_t>(p) - kHeaderBytes);
 }
 
 }  // namespace
 
-bool Relocated() { return self_address == reinterpret_cast<const volatile void*>(&self_address); }
+// The dynamic linker works through our relocations in an order of its own, and may call a resolver
+// between any two of them: relative ones may be done while imported functions have no address yet.
+bool Relocated() {
+  if (relocated) return true;
+  relocated = self_address == reinterpret_cast<const volatile void*>(&self_address) &&
+              &pcmalloc_import_syscall != nullptr && &pcmalloc_import_memcpy != nullptr &&
+              &pcmalloc_import_memset != nullptr && &pcmalloc_import_getauxval != nullptr &&
+              &pcmalloc_import___errno_location != nullptr;
+  return relocated;
+}
 
 void* BootTake(size_t size, size_t alignment) {
   if (size > kBootBytes || alignment > kBootBytes) return nullptr;

@@ -2,8 +2,11 @@
 #include "allocator/api/fork.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
 
 #include "allocator/base/report.h"
+#include "allocator/base/syscall.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/pages/page_heap.h"
 #include "percpu/slabs.h"
@@ -11,26 +14,41 @@
 namespace pcmalloc {
 namespace {
 
-bool holds_page_heap = false;
+// Of this thread, while it is between the handlers. There no signal handler runs: it might fork
+// itself, and what it took and gave back would be what the fork that it interrupted relies on.
+constinit thread_local uint64_t signal_mask = 0;
+
+void SetSignalMask(const uint64_t* mask, uint64_t* before) {
+  RawSyscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, before, sizeof(*before));
+}
 
 void BeforeFork() {
+  constexpr uint64_t kAll = ~uint64_t{0};
+  uint64_t mask = 0;
+  SetSignalMask(&kAll, &mask);
+  signal_mask = mask;  // not before: a handler may still have come, and forked
   percpu::LockForFork();
   central::LockForFork();
-  holds_page_heap = PageHeap::LockForFork();
+  (void)PageHeap::LockForFork();
 }
 
-void AfterFork() {
-  if (holds_page_heap) PageHeap::UnlockAfterFork();
-  central::UnlockAfterFork();
-  percpu::UnlockAfterFork();
+void AfterFork(bool in_child) {
+  PageHeap::UnlockAfterFork(in_child);
+  central::UnlockAfterFork(in_child);
+  percpu::UnlockAfterFork(in_child);
+  const uint64_t mask = signal_mask;
+  SetSignalMask(&mask, nullptr);
 }
+
+void AfterForkInParent() { AfterFork(false); }
+void AfterForkInChild() { AfterFork(true); }
 
 }  // namespace
 
 void InstallForkHandlers() {
   // Registered first of all, so that it runs last before a fork and first after it: other handlers
   // may allocate.
-  const int error = pthread_atfork(BeforeFork, AfterFork, AfterFork);
+  const int error = pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
   if (error == 0) return;
   Text<> text;
   text.Str("fork handlers could not be installed (").ErrorName(error);

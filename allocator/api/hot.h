@@ -32,6 +32,8 @@ extern "C" __attribute__((visibility("hidden"))) size_t pcmalloc_small_gate;
 // Everything the hit path does not do: sizes above 1 KiB, 0 bytes, other modes, misses, first call.
 // Null on failure, errno = ENOMEM.
 ABSL_ATTRIBUTE_NOINLINE void* MallocBeyond(size_t size);
+// The second hit path: classes above 1 KiB, and the mode that is indexed by mm_cid. Null: not served.
+ABSL_ATTRIBUTE_NOINLINE void* PopBeyond(size_t size);
 // Also null, large and foreign pointers. Keeps errno.
 ABSL_ATTRIBUTE_NOINLINE void FreeBeyond(void* p);
 
@@ -42,6 +44,12 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* PopSmall(size_t size) {
   void* p = percpu::Pop<percpu::Index::kCpuId>(size_class);
   if (kCountOperations && p != nullptr) CountFast();
   return p;
+}
+
+// A block by either hit path, or null.
+inline void* PopAny(size_t size) {
+  void* p = PopSmall(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : PopBeyond(size);
 }
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool PushSmall(void* p) {

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include "allocator/api/fork.h"
@@ -24,7 +25,6 @@ constinit std::atomic<InitState> init_state{InitState::kCold};
 
 namespace {
 
-constinit percpu::Mode chosen = percpu::Mode::kUnset;
 constinit char reason[320] = "";
 
 // getenv by hand: it must work before the C library's own and in programs that replace it.
@@ -70,10 +70,11 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
 }
 
 void Start() {
-  ParseConfig(Environment("PCMALLOC_CONF"));
+  // A set-uid program must not write files, or change how it works, at its caller's word.
+  ParseConfig(getauxval(AT_SECURE) != 0 ? nullptr : Environment("PCMALLOC_CONF"));
   const rseq::Discovery& found = rseq::Discover();
   TextBuffer why(reason, sizeof(reason));
-  chosen = Choose(GetConfig().rseq, found, why);
+  const percpu::Mode chosen = Choose(GetConfig().rseq, found, why);
   percpu::InitTable(found.cpu_bound);
   percpu::Init(chosen, front::MakeGeometry());
   if (chosen == percpu::Mode::kCpuId) {
@@ -109,7 +110,7 @@ void InitializeSlow() {
 }
 
 const char* ModeName() {
-  switch (chosen) {
+  switch (percpu::CurrentMode()) {
     case percpu::Mode::kCpuId:
       return "v2safe-cpu";
     case percpu::Mode::kMmCid:

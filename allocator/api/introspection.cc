@@ -19,20 +19,24 @@ namespace {
 
 observe::Snapshot Now() { return observe::TakeSnapshot(WhoAmI()); }
 
-// Bytes that are free in some layer but not with the operating system.
-uint64_t FreeBytes(const observe::Snapshot& s) {
-  return s.pages.free_bytes + s.central_bytes + s.transfer_bytes;
+// Bytes of free blocks in the layers above the page heap.
+uint64_t CachedBytes(const observe::Snapshot& s) {
+  return s.front.held_bytes + s.central_bytes + s.transfer_bytes;
 }
+
+// Bytes that are free in some layer but not with the operating system.
+uint64_t FreeBytes(const observe::Snapshot& s) { return s.pages.free_bytes + CachedBytes(s); }
 
 uint64_t UsedBytes(const observe::Snapshot& s) {
   const uint64_t held = s.pages.small_bytes + s.pages.large_bytes;
-  const uint64_t cached = s.central_bytes + s.transfer_bytes;
+  const uint64_t cached = CachedBytes(s);
   return held > cached ? held - cached : 0;
 }
 
 }  // namespace
 }  // namespace pcmalloc
 
+using pcmalloc::CachedBytes;
 using pcmalloc::FreeBytes;
 using pcmalloc::Now;
 using pcmalloc::UsedBytes;
@@ -54,7 +58,7 @@ PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) {
   info.arena = s.pages.small_bytes + s.pages.free_bytes;
   info.ordblks = s.pages.spans;
   info.hblkhd = s.pages.large_bytes;
-  info.fsmblks = s.central_bytes + s.transfer_bytes;
+  info.fsmblks = CachedBytes(s);
   info.uordblks = UsedBytes(s);
   info.fordblks = FreeBytes(s);
   info.keepcost = s.pages.free_bytes;

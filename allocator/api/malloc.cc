@@ -52,23 +52,23 @@ void* PageAligned(size_t size) { return Aligned(os::KernelPageSize(), size); }
 
 }  // namespace
 
-// A second hit path for classes above 1 KiB and for the mode that is indexed by mm_cid.
-void* MallocBeyond(size_t size) {
-  if (size - 1 < kMaxSmallSize) {
-    const unsigned size_class = SizeClassOf(size);
-    void* p = nullptr;
-    if (pcmalloc_small_gate != 0) {
-      // Up to kFineLimit the inline path has just missed.
-      if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
-    } else if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
-      p = percpu::Pop<percpu::Index::kMmCid>(size_class);
-    }
-    if (ABSL_PREDICT_TRUE(p != nullptr)) {
-      if (kCountOperations) CountFast();
-      return p;
-    }
+void* PopBeyond(size_t size) {
+  if (size - 1 >= kMaxSmallSize) return nullptr;
+  const unsigned size_class = SizeClassOf(size);
+  void* p = nullptr;
+  if (pcmalloc_small_gate != 0) {
+    // Up to kFineLimit the inline path has just missed.
+    if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
+  } else if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
+    p = percpu::Pop<percpu::Index::kMmCid>(size_class);
   }
-  return MallocSlow(size);
+  if (kCountOperations && p != nullptr) CountFast();
+  return p;
+}
+
+void* MallocBeyond(size_t size) {
+  void* p = PopBeyond(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : MallocSlow(size);
 }
 
 void FreeBeyond(void* p) {

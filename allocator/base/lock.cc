@@ -12,7 +12,7 @@ namespace {
 
 // Aligned so that the bit that Lock::kSleepers names is free in its address.
 struct alignas(8) ThreadState {
-  LockRank highest = LockRank::kNone;  // of the locks held or about to be taken
+  std::atomic<LockRank> highest{LockRank::kNone};  // of the locks held or about to be taken
 };
 constinit thread_local ThreadState thread_state;
 
@@ -35,16 +35,16 @@ uint32_t* FutexOf(std::atomic<uintptr_t>* word) { return reinterpret_cast<uint32
 // A signal handler on this thread must see the announcement in program order; no other thread reads
 // it.
 void Announce(LockRank rank) {
-  __atomic_store_n(&thread_state.highest, rank, __ATOMIC_RELAXED);
+  thread_state.highest.store(rank, std::memory_order_relaxed);
   std::atomic_signal_fence(std::memory_order_seq_cst);
 }
 
 void Withdraw(LockRank before) {
   std::atomic_signal_fence(std::memory_order_seq_cst);
-  __atomic_store_n(&thread_state.highest, before, __ATOMIC_RELAXED);
+  thread_state.highest.store(before, std::memory_order_relaxed);
 }
 
-LockRank Highest() { return __atomic_load_n(&thread_state.highest, __ATOMIC_RELAXED); }
+LockRank Highest() { return thread_state.highest.load(std::memory_order_relaxed); }
 
 }  // namespace
 
@@ -90,17 +90,34 @@ bool Lock::TryAcquire(LockRank rank) {
   return true;
 }
 
+bool Lock::AcquireSoon(LockRank rank) {
+  const LockRank before = Highest();
+  if (ABSL_PREDICT_FALSE(before >= rank)) return false;
+  Announce(rank);
+  if (ABSL_PREDICT_FALSE(!TakeWord() && (HeldBySelf() || !SpinForWord()))) {
+    Withdraw(before);
+    return false;
+  }
+  rank_before_ = before;
+  return true;
+}
+
 void Lock::Release() {
   const LockRank before = rank_before_;
   GiveWord();
   Withdraw(before);
 }
 
-void Lock::WaitForWord() {
+bool Lock::SpinForWord() {
   for (int i = 0; i < kSpins; ++i) {
-    if (word_.load(std::memory_order_relaxed) == kFree && TakeWord()) return;
+    if (word_.load(std::memory_order_relaxed) == kFree && TakeWord()) return true;
     SpinPause();
   }
+  return false;
+}
+
+void Lock::WaitForWord() {
+  if (SpinForWord()) return;
   // Whoever has slept may not be the only sleeper, so it takes the lock with the bit set.
   const uintptr_t self = ThreadId() | kSleepers;
   while (true) {
@@ -120,19 +137,26 @@ void Lock::WaitForWord() {
 
 bool Lock::AcquireForFork(LockRank rank) {
   if (HeldBySelf()) return false;
-  // Below what an interrupted frame of this thread holds, waiting could be for ever.
-  if (Highest() < rank) {
-    if (!TakeWord()) WaitForWord();
-    return true;
+  bool taken = TakeWord();
+  if (!taken && Highest() < rank) {
+    WaitForWord();
+    taken = true;
   }
-  for (int i = 0; i < kForkPatience; ++i) {
-    if (TakeWord()) return true;
+  // Below what an interrupted frame of this thread holds, waiting could be for ever.
+  for (int i = 0; !taken && i < kForkPatience; ++i) {
+    if (for_fork_.load(std::memory_order_acquire)) return false;
     const timespec pause = {0, 100'000};
     RawSyscall(SYS_nanosleep, &pause, nullptr);
+    taken = TakeWord();
   }
-  return false;
+  if (taken) for_fork_.store(true, std::memory_order_release);
+  return taken;
 }
 
-void Lock::ReleaseAfterFork() { GiveWord(); }
+void Lock::ReleaseAfterFork(bool in_child) {
+  if (!for_fork_.load(std::memory_order_relaxed) || !(in_child || HeldBySelf())) return;
+  for_fork_.store(false, std::memory_order_relaxed);
+  GiveWord();
+}
 
 }  // namespace pcmalloc

@@ -54,11 +54,14 @@ class Lock {
     return (word_.load(std::memory_order_relaxed) & ~kSleepers) == ThreadId();
   }
 
-  void ReleaseAfterFork();
+  // Undoes AcquireForFork where that returned true; no effect on locks held otherwise. In the child
+  // also frees a lock that another thread, which is not there, had taken for a fork of its own.
+  void ReleaseAfterFork(bool in_child = false);
 
  protected:
   bool Acquire(LockRank rank);
   bool TryAcquire(LockRank rank);
+  bool AcquireSoon(LockRank rank);
   bool AcquireForFork(LockRank rank);
 
  private:
@@ -66,10 +69,12 @@ class Lock {
   static constexpr uintptr_t kSleepers = 1;
 
   bool TakeWord();
+  bool SpinForWord();
   void WaitForWord();
   void GiveWord();
 
   std::atomic<uintptr_t> word_{kFree};
+  std::atomic<bool> for_fork_{false};       // the holder is between the fork handlers
   LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
 };
 
@@ -85,10 +90,16 @@ class RankedLock : public Lock {
   // The same, but never waits.
   [[nodiscard]] bool TryAcquire() { return Lock::TryAcquire(kRank); }
 
+  // The same, but waits only as long as a holder that runs and does not sleep needs. For locks that
+  // may be held for long, where there is another way.
+  [[nodiscard]] bool AcquireSoon() { return Lock::AcquireSoon(kRank); }
+
   // For fork handlers, which take all locks, several of one rank among them: false if the calling
   // thread holds this one already, or if it is in a signal handler that interrupted the allocator
-  // and another thread does not give the lock back within some 100 ms (then it may be waiting for
-  // this one, and the child inherits a lock that nobody gives back).
+  // and another thread does not give the lock back: at once if that thread is forking itself (what
+  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else after some
+  // 100 ms (then it may be waiting for this one, and the child inherits a lock that nobody gives
+  // back).
   [[nodiscard]] bool AcquireForFork() { return Lock::AcquireForFork(kRank); }
 };
 

@@ -46,7 +46,7 @@ class CentralList {
   static bool IsFree(const Span* span, const void* p);
 
   bool LockForFork() { return lock_.AcquireForFork(); }
-  void UnlockAfterFork() { lock_.ReleaseAfterFork(); }
+  void UnlockAfterFork(bool in_child) { lock_.ReleaseAfterFork(in_child); }
 
   uint64_t spans() const { return __atomic_load_n(&spans_, __ATOMIC_RELAXED); }
   uint64_t free_objects() const { return __atomic_load_n(&free_objects_, __ATOMIC_RELAXED); }

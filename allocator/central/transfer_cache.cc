@@ -20,11 +20,11 @@ constexpr uint32_t Capacity(unsigned size_class) {
 struct TransferCache {
   RankedLock<LockRank::kTransfer> lock;
   uint32_t count = 0;
-  bool taken_for_fork = false;
-  void* slots[kSlots] = {};
 };
 
 constinit TransferCache caches[kNumClasses];
+// Not in the struct, whose lock is not all zero: a megabyte of zeros would lie in the file.
+constinit void* slots_of[kNumClasses][kSlots] = {};
 constinit CentralList lists[kNumClasses];
 
 uint32_t CapacityOf(unsigned size_class) {
@@ -49,7 +49,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
     LockHolder held(cache.lock);
     if (held) {
       taken = cache.count < n ? cache.count : n;
-      memcpy(out, &cache.slots[cache.count - taken], taken * sizeof(void*));
+      memcpy(out, &slots_of[size_class][cache.count - taken], taken * sizeof(void*));
       __atomic_store_n(&cache.count, cache.count - taken, __ATOMIC_RELAXED);
     }
   }
@@ -65,7 +65,7 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
     if (held) {
       const uint32_t room = CapacityOf(size_class) - cache.count;
       given = room < n ? room : n;
-      memcpy(&cache.slots[cache.count], in, given * sizeof(void*));
+      memcpy(&slots_of[size_class][cache.count], in, given * sizeof(void*));
       __atomic_store_n(&cache.count, cache.count + given, __ATOMIC_RELAXED);
     }
   }
@@ -80,7 +80,7 @@ size_t Trim() {
     if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
     LockHolder held(cache.lock);
     if (!held) continue;
-    const uint32_t given = lists[c].Give(c, cache.slots, cache.count);
+    const uint32_t given = lists[c].Give(c, slots_of[c], cache.count);
     if (given == 0) continue;  // all or nothing
     bytes += given * ClassSize(c);
     __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
@@ -96,24 +96,16 @@ Stats ClassStats(unsigned size_class) {
           list.spans()};
 }
 
-namespace {
-constinit bool lists_taken_for_fork[kNumClasses] = {};
-}
-
-// The order of the locks is that of the paths: every transfer cache, then every list.
+// The order of the locks is that of the paths: every transfer cache, then every list. Those that
+// are refused are left alone on the way back too.
 void LockForFork() {
-  for (unsigned c = 1; c < kNumClasses; ++c)
-    caches[c].taken_for_fork = caches[c].lock.AcquireForFork();
-  for (unsigned c = 1; c < kNumClasses; ++c) lists_taken_for_fork[c] = lists[c].LockForFork();
+  for (unsigned c = 1; c < kNumClasses; ++c) (void)caches[c].lock.AcquireForFork();
+  for (unsigned c = 1; c < kNumClasses; ++c) (void)lists[c].LockForFork();
 }
 
-void UnlockAfterFork() {
-  for (unsigned c = kNumClasses; c-- > 1;) {
-    if (lists_taken_for_fork[c]) lists[c].UnlockAfterFork();
-  }
-  for (unsigned c = kNumClasses; c-- > 1;) {
-    if (caches[c].taken_for_fork) caches[c].lock.ReleaseAfterFork();
-  }
+void UnlockAfterFork(bool in_child) {
+  for (unsigned c = kNumClasses; c-- > 1;) lists[c].UnlockAfterFork(in_child);
+  for (unsigned c = kNumClasses; c-- > 1;) caches[c].lock.ReleaseAfterFork(in_child);
 }
 
 }  // namespace pcmalloc::central

@@ -44,7 +44,7 @@ struct Stats {
 Stats ClassStats(unsigned size_class);
 
 void LockForFork();
-void UnlockAfterFork();
+void UnlockAfterFork(bool in_child);
 
 }  // namespace pcmalloc::central
 

@@ -69,7 +69,8 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 }
 
 uint64_t BudgetUsed(int index) {
-  return static_cast<uint64_t>(books[index].used.load(std::memory_order_relaxed));
+  const int64_t used = books[index].used.load(std::memory_order_relaxed);
+  return used < 0 ? 0 : static_cast<uint64_t>(used);
 }
 
 uint64_t Steals() { return steals.load(std::memory_order_relaxed); }

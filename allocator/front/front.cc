@@ -58,7 +58,10 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
 
 void* Emergency(unsigned size_class, Shortage shortage) {
   if (shortage != Shortage::kReentrant) return nullptr;
-  return EmergencyTake(kClasses[size_class].size, kMinAlignment);
+  // An aligned block is one of a class whose size is a multiple of the alignment.
+  const size_t size = kClasses[size_class].size;
+  const size_t alignment = size & -size;
+  return EmergencyTake(size, alignment < kPageSize ? alignment : kPageSize);
 }
 
 }  // namespace
@@ -142,6 +145,9 @@ Stats ReadStats() {
     stats.flushes += counters[i].flushes.load(std::memory_order_relaxed);
     stats.flush_objects += counters[i].flush_objects.load(std::memory_order_relaxed);
     stats.capacity_bytes += BudgetUsed(static_cast<int>(i));
+    for (unsigned c = 1; c < kNumClasses; ++c) {
+      stats.held_bytes += uint64_t{percpu::HeldBy(static_cast<int>(i), c)} * kClasses[c].size;
+    }
   }
   stats.direct = direct.load(std::memory_order_relaxed);
   stats.steals = Steals();

@@ -49,6 +49,7 @@ struct Stats {
   uint64_t steals;          // capacity taken from another class
   uint64_t drains;          // slabs emptied from outside
   uint64_t deferred;        // frees put off in a signal handler
+  uint64_t held_bytes;      // objects in the slabs
   uint64_t capacity_bytes;  // budget handed out to classes
 };
 Stats ReadStats();

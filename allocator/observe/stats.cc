@@ -46,6 +46,7 @@ constexpr Row kRows[] = {
     PCM_ROW("slabs", "slabs populated", kCount, slabs),
     PCM_ROW("cpu_bound", "CPU numbers below", kCount, cpu_bound),
     PCM_ROW("slab_bytes", "slabs (address space)", kBytes, slab_bytes),
+    PCM_ROW("slab_held_bytes", "held in slabs", kBytes, front.held_bytes),
     PCM_ROW("capacity_bytes", "slab capacity in force", kBytes, front.capacity_bytes),
     PCM_ROW("transfer_bytes", "in transfer caches", kBytes, transfer_bytes),
     PCM_ROW("central_bytes", "free in spans", kBytes, central_bytes),

@@ -433,6 +433,6 @@ PageStats PageHeap::Stats() {
 
 bool PageHeap::LockForFork() { return heap.lock.AcquireForFork(); }
 
-void PageHeap::UnlockAfterFork() { heap.lock.ReleaseAfterFork(); }
+void PageHeap::UnlockAfterFork(bool in_child) { heap.lock.ReleaseAfterFork(in_child); }
 
 }  // namespace pcmalloc

@@ -69,10 +69,10 @@ class PageHeap {
   static PageStats Stats();
 
   // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in
-  // the sense of Lock: if the calling thread holds the lock already, it returns false and nothing
-  // is to be unlocked.
+  // the sense of Lock: if the calling thread holds the lock already, it returns false and
+  // UnlockAfterFork does nothing.
   static bool LockForFork();
-  static void UnlockAfterFork();
+  static void UnlockAfterFork(bool in_child = false);
 };
 
 }  // namespace pcmalloc

@@ -310,7 +310,8 @@ TEST(Statistics, ArePlausible) {
   size_t used_before = before.uordblks + before.hblkhd;
   size_t used = held.uordblks + held.hblkhd;
   if (IsPcmalloc()) {
-    EXPECT_GE(used, used_before + kHeld);
+    // What a CPU's cache held before may have been counted then, and be in use now.
+    EXPECT_GE(used, used_before + kHeld - kHeld / 64);
     EXPECT_LE(used, used_before + kHeld + kHeld / 4);
     EXPECT_GE(held.arena + held.hblkhd, used);
     EXPECT_EQ(static_cast<size_t>(old.uordblks), held.uordblks);

@@ -188,7 +188,10 @@ TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
 }
 
 // Such a child runs on its parent's memory, and the kernel does not know its rseq area.
+// Only where a lock guards each slab. The kernel does not know the critical sections of such a child,
+// which runs in its parent's memory: docs/limits.md says why no library can help it.
 TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {
+  if (Mode() != "locked") GTEST_SKIP() << "a vfork child must not allocate in mode " << Mode();
   EXPECT_TRUE(InChild([] {
     Allocators allocators(3);
     static Random random(77);

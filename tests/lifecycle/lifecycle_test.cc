@@ -37,10 +37,6 @@ class Startup : public ::testing::TestWithParam<const char*> {};
 TEST_P(Startup, Allocates) {
   FreshProcess options;
   std::string kind = GetParam();
-  if (kind == "ifunc_local" && getenv("PCM_TEST_IFUNC_LOCAL") == nullptr) {
-    GTEST_SKIP() << "the dynamic linker relocates a preloaded library after this resolver has run: "
-                    "no preloaded malloc survives it. PCM_TEST_IFUNC_LOCAL=1 tries";
-  }
   options.executable = Beside(kind + (Variant() == "linked" ? "_with_pcmalloc" : "_plain"));
   ASSERT_TRUE(fs::exists(options.executable)) << options.executable;
   for (const char* now : {"", "LD_BIND_NOW=1"}) {

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <map>
 
 #include "tests/support/allocator.h"
@@ -87,6 +88,12 @@ std::string Variant() {
   return variant == nullptr ? "" : variant;
 }
 
+std::string ThisExecutable() {
+  char path[4096];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+  return std::string(path, length < 0 ? 0 : static_cast<size_t>(length));
+}
+
 AssertionResult InChild(const std::function<void()>& body, int seconds) {
   double deadline = Now() + seconds;
   pid_t child = ForkGroup();
@@ -134,11 +141,14 @@ AssertionResult InFreshProcess(const std::string& scenario, const FreshProcess& 
   envp.push_back(nullptr);
   std::string flag = kScenarioFlag + scenario;
   char* argv[] = {const_cast<char*>("scenario"), flag.data(), nullptr};
+  std::error_code not_a_link;
+  std::string executable = std::filesystem::read_symlink(options.executable, not_a_link);
+  if (not_a_link) executable = options.executable;
   pid_t child = ForkGroup();
   if (child < 0) return AssertionFailure() << "fork: " << strerror(errno);
   if (child == 0) {
     options.before_exec();
-    execve(options.executable.c_str(), argv, envp.data());
+    execve(executable.c_str(), argv, envp.data());
     perror("execve");
     _exit(127);
   }

@@ -20,10 +20,13 @@ namespace pcmalloc::testing {
 // Success if `body`, run in a forked child, met its expectations and ended within the time.
 ::testing::AssertionResult InChild(const std::function<void()>& body, int seconds = 60);
 
+// The path of this program: under valgrind, executing /proc/self/exe would execute valgrind.
+std::string ThisExecutable();
+
 // Success if the scenario, run in a fresh process, met its expectations and ended within the time.
 // `before_exec` runs in the child just before the exec; `environment` entries are NAME=value.
 struct FreshProcess {
-  std::string executable = "/proc/self/exe";
+  std::string executable = ThisExecutable();
   std::function<void()> before_exec = [] {};
   std::vector<std::string> environment = {};
   int seconds = 60;

@@ -14,6 +14,8 @@ LIBRARY_COPTS = [
     "-fno-builtin-calloc",
     "-fno-builtin-realloc",
     "-fno-builtin-free",
+    # Imported functions through the GOT: an address is there or it is not (api/boot.cc asks).
+    "-fno-plt",
     "-fno-stack-protector",
     "-fomit-frame-pointer",  # Bazel's default keeps it: two instructions on every hit path
     "-U_FORTIFY_SOURCE",
@@ -36,7 +38,7 @@ def _static_archive_impl(ctx):
                 objects.extend(library.pic_objects or library.objects)
     out = ctx.outputs.out
     args = ctx.actions.args()
-    args.add("rcsD", out)
+    args.add("qcsD", out)  # q: objects of one name stay side by side, r would replace them
     args.add_all(objects)
     ctx.actions.run(
         executable = "/usr/bin/ar",

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/central/central_list.h"
+
+#include <stdint.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
+#include "allocator/sizes/size_classes.h"
+#include "gtest/gtest.h"
+
+namespace pcmalloc {
+namespace {
+
+std::vector<void*> TakeSome(CentralList& list, unsigned size_class, uint32_t n) {
+  std::vector<void*> objects(n);
+  Shortage shortage;
+  EXPECT_EQ(list.Take(size_class, objects.data(), n, &shortage), n);
+  EXPECT_EQ(shortage, Shortage::kNone);
+  return objects;
+}
+
+uint32_t ObjectsInASpan(unsigned size_class) {
+  const size_t objects = SpanPages(size_class) * kPageSize / ClassSize(size_class);
+  return static_cast<uint32_t>(std::min<size_t>(objects, Span::kMaxObjects));
+}
+
+void* Inside(void* p, size_t offset) { return static_cast<char*>(p) + offset; }
+
+// The index arithmetic is exact for every object of every class: each one comes out once, at a
+// multiple of the size from its span's start, and is found again when it comes back.
+TEST(CentralList, EveryObjectOfEveryClass) {
+  std::mt19937 random(1);
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    SCOPED_TRACE(c);
+    CentralList list;
+    const uint64_t spans_before = PageHeap::Stats().spans;
+    const uint32_t n = 2 * ObjectsInASpan(c);
+    std::vector<void*> objects = TakeSome(list, c, n);
+    EXPECT_EQ(list.spans(), 2u);
+    EXPECT_EQ(list.free_objects(), 0u);
+    EXPECT_EQ(PageHeap::Stats().spans, spans_before + 2);
+    EXPECT_EQ(std::set<void*>(objects.begin(), objects.end()).size(), n);
+    for (void* p : objects) {
+      const Span* span = SpanOf(p);
+      ASSERT_NE(span, nullptr);
+      const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - span->start;
+      ASSERT_EQ(offset % ClassSize(c), 0u);
+      ASSERT_LE(offset + ClassSize(c), span->bytes());
+      ASSERT_EQ(ClassOf(p), c);
+      ASSERT_EQ(ClassOf(Inside(p, ClassSize(c) - 1)), c);
+      ASSERT_FALSE(CentralList::IsFree(span, p));
+    }
+    std::shuffle(objects.begin(), objects.end(), random);
+    for (uint32_t i = 0; i + 1 < n; ++i) {
+      const Span* span = SpanOf(objects[i]);
+      const uint16_t free_before = span->free_objects;
+      ASSERT_EQ(list.Give(c, &objects[i], 1), 1u);
+      if (free_before + 1 < span->objects) {
+        ASSERT_TRUE(CentralList::IsFree(span, objects[i]));
+        ASSERT_EQ(span->free_objects, free_before + 1);
+      }
+    }
+    EXPECT_EQ(list.spans(), 1u);
+    ASSERT_EQ(list.Give(c, &objects[n - 1], 1), 1u);
+    EXPECT_EQ(list.spans(), 0u);
+    EXPECT_EQ(list.free_objects(), 0u);
+    EXPECT_EQ(PageHeap::Stats().spans, spans_before);
+  }
+}
+
+TEST(CentralList, ObjectsComeInAscendingOrder) {
+  CentralList list;
+  const std::vector<void*> objects = TakeSome(list, 3, 100);
+  EXPECT_TRUE(std::is_sorted(objects.begin(), objects.end()));
+  EXPECT_EQ(list.Give(3, objects.data(), 100), 100u);
+}
+
+TEST(CentralList, TheCountsAddUp) {
+  CentralList list;
+  constexpr unsigned kClass = 20;
+  std::mt19937 random(2);
+  std::vector<void*> held;
+  for (int step = 0; step < 3000; ++step) {
+    if (held.empty() || random() % 2 == 0) {
+      for (void* p : TakeSome(list, kClass, 1 + random() % 50)) held.push_back(p);
+    } else {
+      std::shuffle(held.begin(), held.end(), random);
+      const uint32_t n = static_cast<uint32_t>(1 + random() % std::min<size_t>(50, held.size()));
+      ASSERT_EQ(list.Give(kClass, held.data() + held.size() - n, n), n);
+      held.resize(held.size() - n);
+    }
+    ASSERT_EQ(held.size() + list.free_objects(), list.spans() * ObjectsInASpan(kClass));
+  }
+  ASSERT_EQ(list.Give(kClass, held.data(), static_cast<uint32_t>(held.size())), held.size());
+  EXPECT_EQ(list.spans(), 0u);
+}
+
+// So that the others empty out.
+TEST(CentralList, TakesFromTheFullestSpan) {
+  CentralList list;
+  constexpr unsigned kClass = 4;
+  const uint32_t n = ObjectsInASpan(kClass);
+  std::vector<std::vector<void*>> spans;
+  for (int i = 0; i < 4; ++i) spans.push_back(TakeSome(list, kClass, n));
+  // Free in the four: nearly all, an eighth, a half, a quarter (each in a list of its own).
+  const uint32_t freed[] = {n - 1, n / 8 - 1, n / 2, n / 4};
+  for (size_t i = 0; i < 4; ++i) ASSERT_EQ(list.Give(kClass, spans[i].data(), freed[i]), freed[i]);
+  for (const size_t i : {size_t{1}, size_t{3}, size_t{2}, size_t{0}}) {
+    const Span* span = SpanOf(spans[i].back());
+    for (void* p : TakeSome(list, kClass, freed[i])) ASSERT_EQ(SpanOf(p), span) << i;
+  }
+  for (const std::vector<void*>& span : spans) ASSERT_EQ(list.Give(kClass, span.data(), n), n);
+}
+
+// A span whose last object was out and that gets one back is found again, and goes when it is free.
+TEST(CentralList, SpansMoveBetweenTheLists) {
+  CentralList list;
+  constexpr unsigned kClass = kNumClasses - 1;  // a handful of objects: every step moves the span
+  const uint32_t n = ObjectsInASpan(kClass);
+  std::vector<void*> objects = TakeSome(list, kClass, n);
+  for (uint32_t i = 0; i < n; ++i) {
+    ASSERT_EQ(list.Give(kClass, &objects[i], 1), 1u);
+    ASSERT_EQ(TakeSome(list, kClass, 1)[0], objects[i]);
+  }
+  EXPECT_EQ(list.spans(), 1u);
+  EXPECT_EQ(list.Give(kClass, objects.data(), n), n);
+  EXPECT_EQ(list.spans(), 0u);
+}
+
+// In the thread that holds the lock already, as in a signal handler.
+TEST(CentralList, RefusesWhoeverHoldsItsLock) {
+  CentralList list;
+  std::vector<void*> objects = TakeSome(list, 5, 10);
+  ASSERT_TRUE(list.LockForFork());
+  void* p = nullptr;
+  Shortage shortage = Shortage::kNone;
+  EXPECT_EQ(list.Take(5, &p, 1, &shortage), 0u);
+  EXPECT_EQ(shortage, Shortage::kReentrant);
+  EXPECT_EQ(list.Give(5, objects.data(), 10), 0u);
+  EXPECT_FALSE(list.LockForFork());
+  list.UnlockAfterFork();
+  EXPECT_EQ(list.Give(5, objects.data(), 10), 10u);
+}
+
+class CentralListDeathTest : public ::testing::TestWithParam<unsigned> {
+ protected:
+  static void Give(CentralList& list, unsigned size_class, void* p) {
+    list.Give(size_class, &p, 1);
+  }
+};
+
+TEST_P(CentralListDeathTest, DoubleFree) {
+  CentralList list;
+  const unsigned c = GetParam();
+  std::vector<void*> objects = TakeSome(list, c, 2);
+  Give(list, c, objects[1]);
+  EXPECT_DEATH(Give(list, c, objects[1]), "double free of 0x.*object 1\\)");
+  Give(list, c, objects[0]);
+}
+
+TEST_P(CentralListDeathTest, MiddleOfABlock) {
+  CentralList list;
+  const unsigned c = GetParam();
+  std::vector<void*> objects = TakeSome(list, c, 2);
+  for (const size_t offset : {size_t{1}, ClassSize(c) / 2, ClassSize(c) - 1}) {
+    EXPECT_DEATH(Give(list, c, Inside(objects[0], offset)),
+                 "free of a pointer into the middle of a block");
+  }
+  list.Give(c, objects.data(), 2);
+}
+
+TEST_P(CentralListDeathTest, TailOfTheSpan) {
+  CentralList list;
+  const unsigned c = GetParam();
+  std::vector<void*> objects = TakeSome(list, c, 1);
+  const Span* span = SpanOf(objects[0]);
+  const size_t used = ObjectsInASpan(c) * ClassSize(c);
+  if (used < span->bytes()) {
+    EXPECT_DEATH(Give(list, c, reinterpret_cast<void*>(span->start + used)),
+                 "free of a pointer into the middle of a block");
+  }
+  list.Give(c, objects.data(), 1);
+}
+
+TEST_P(CentralListDeathTest, BlockOfAnotherClass) {
+  CentralList list;
+  const unsigned c = GetParam();
+  std::vector<void*> objects = TakeSome(list, c, 1);
+  EXPECT_DEATH(Give(list, c == 1 ? 2 : c - 1, objects[0]),
+               "free of a pointer that was not allocated");
+  list.Give(c, objects.data(), 1);
+}
+
+TEST_P(CentralListDeathTest, ForeignMemory) {
+  CentralList list;
+  int local = 0;
+  EXPECT_DEATH(Give(list, GetParam(), &local), "free of a pointer that was not allocated");
+  EXPECT_DEATH(Give(list, GetParam(), nullptr), "free of a pointer that was not allocated");
+}
+
+INSTANTIATE_TEST_SUITE_P(Classes, CentralListDeathTest,
+                         ::testing::Values(1u, 3u, 7u, 64u, 65u, 100u, kNumClasses - 1));
+
+}  // namespace
+}  // namespace pcmalloc

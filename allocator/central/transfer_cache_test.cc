@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/central/transfer_cache.h"
+
+#include <algorithm>
+#include <atomic>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "allocator/pages/page_heap.h"
+#include "allocator/sizes/size_classes.h"
+#include "gtest/gtest.h"
+
+namespace pcmalloc::central {
+namespace {
+
+std::vector<void*> TakeSome(unsigned size_class, uint32_t n) {
+  std::vector<void*> objects(n);
+  Shortage shortage;
+  EXPECT_EQ(Take(size_class, objects.data(), n, &shortage), n);
+  EXPECT_EQ(shortage, Shortage::kNone);
+  return objects;
+}
+
+void GiveAll(unsigned size_class, const std::vector<void*>& objects) {
+  ASSERT_EQ(Give(size_class, objects.data(), static_cast<uint32_t>(objects.size())),
+            objects.size());
+}
+
+class TransferCache : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    Trim();
+    spans_before_ = PageHeap::Stats().spans;
+  }
+  void TearDown() override {
+    Trim();
+    EXPECT_EQ(PageHeap::Stats().spans, spans_before_) << "objects were lost";
+  }
+
+ private:
+  uint64_t spans_before_ = 0;
+};
+
+TEST_F(TransferCache, TheLastGivenIsTakenFirst) {
+  const std::vector<void*> objects = TakeSome(9, 20);
+  GiveAll(9, objects);
+  EXPECT_EQ(ClassStats(9).transfer_objects, 20u);
+  EXPECT_EQ(ClassStats(9).transfer_bytes, 20 * ClassSize(9));
+  const std::vector<void*> again = TakeSome(9, 5);
+  EXPECT_EQ(again, std::vector<void*>(objects.end() - 5, objects.end()));
+  EXPECT_EQ(ClassStats(9).transfer_objects, 15u);
+  GiveAll(9, again);
+}
+
+TEST_F(TransferCache, WhatIsMissingComesFromTheSpans) {
+  const std::vector<void*> some = TakeSome(9, 20);
+  GiveAll(9, some);
+  const std::vector<void*> more = TakeSome(9, 50);
+  EXPECT_EQ(std::set<void*>(more.begin(), more.end()).size(), 50u);
+  EXPECT_EQ(ClassStats(9).transfer_objects, 0u);
+  GiveAll(9, more);
+}
+
+// At least two batches of every class and about 256 KiB; the rest goes to the spans, none is lost.
+TEST_F(TransferCache, HoldsNoMoreThanItsLimit) {
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    SCOPED_TRACE(c);
+    const uint32_t n =
+        1100 < (4u << 20) / ClassSize(c) ? 1100 : static_cast<uint32_t>((4u << 20) / ClassSize(c));
+    GiveAll(c, TakeSome(c, n));
+    const Stats stats = ClassStats(c);
+    EXPECT_LT(stats.transfer_objects, n);
+    EXPECT_GE(stats.transfer_objects, 2 * BatchSize(c));
+    EXPECT_LE(stats.transfer_bytes, std::max<size_t>(256 * 1024, 2 * BatchSize(c) * ClassSize(c)));
+    EXPECT_LE(stats.transfer_objects, 1024u);
+    Trim();
+    EXPECT_EQ(ClassStats(c).transfer_objects, 0u);
+    EXPECT_EQ(ClassStats(c).spans, 0u);
+    EXPECT_EQ(ClassStats(c).central_bytes, 0u);
+  }
+}
+
+TEST_F(TransferCache, TrimSaysHowMuch) {
+  GiveAll(2, TakeSome(2, 10));
+  GiveAll(70, TakeSome(70, 3));
+  EXPECT_EQ(Trim(), 10 * ClassSize(2) + 3 * ClassSize(70));
+  EXPECT_EQ(Trim(), 0u);
+}
+
+// A thread that holds the locks, as one in a fork or in a signal handler, gets an answer, and a
+// thread that waits for them gets its objects afterwards.
+TEST_F(TransferCache, RefusesWhoeverHoldsTheLocks) {
+  const std::vector<void*> objects = TakeSome(6, 10);
+  LockForFork();
+  void* p = nullptr;
+  Shortage shortage = Shortage::kNone;
+  EXPECT_EQ(Take(6, &p, 1, &shortage), 0u);
+  EXPECT_EQ(shortage, Shortage::kReentrant);
+  EXPECT_EQ(Give(6, objects.data(), 10), 0u);
+  std::atomic<bool> given{false};
+  std::thread other([&] {
+    GiveAll(6, objects);
+    given = true;
+  });
+  for (int i = 0; i < 100; ++i) {
+    std::this_thread::yield();
+    ASSERT_FALSE(given);
+  }
+  UnlockAfterFork();
+  other.join();
+  EXPECT_TRUE(given);
+}
+
+TEST_F(TransferCache, ThreadsNeverGetTheSameObject) {
+  constexpr unsigned kClasses[] = {1, 12, 90};
+  std::atomic<int> twice{0};
+  std::vector<std::thread> threads;
+  for (unsigned id = 1; id <= 4; ++id) {
+    threads.emplace_back([id, &kClasses, &twice] {
+      std::mt19937 random(id);
+      std::vector<void*> held[3];
+      for (int step = 0; step < 4000; ++step) {
+        const size_t k = random() % 3;
+        std::vector<void*>& mine = held[k];
+        if (mine.size() < 200 && random() % 2 == 0) {
+          for (void* p : TakeSome(kClasses[k], 1 + random() % 32)) {
+            // The owner's mark: 0 while nobody has the object.
+            if (std::atomic_ref(*static_cast<uint64_t*>(p)).exchange(id) != 0) ++twice;
+            mine.push_back(p);
+          }
+        } else if (!mine.empty()) {
+          std::shuffle(mine.begin(), mine.end(), random);
+          const size_t n = 1 + random() % std::min<size_t>(32, mine.size());
+          const std::vector<void*> gone(mine.end() - static_cast<ptrdiff_t>(n), mine.end());
+          for (void* p : gone) {
+            if (std::atomic_ref(*static_cast<uint64_t*>(p)).exchange(0) != id) ++twice;
+          }
+          mine.resize(mine.size() - n);
+          GiveAll(kClasses[k], gone);
+        }
+        if (id == 1 && step % 500 == 0) Trim();
+      }
+      for (size_t k = 0; k < 3; ++k) {
+        for (void* p : held[k]) *static_cast<uint64_t*>(p) = 0;
+        GiveAll(kClasses[k], held[k]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(twice, 0);
+}
+
+}  // namespace
+}  // namespace pcmalloc::central

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A thread is stopped at each instruction of each critical section in turn, and something else
+// happens to the slab it works on before it may go on. Up to its commit the thread must be aborted
+// and do its work anew on what it then finds; behind it, it must be left alone. In either case no
+// item may be lost or doubled.
+#include <sched.h>
+#include <stdio.h>
+#include <time.h>
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "gtest/gtest.h"
+#include "rseq/rseq.h"
+#include "rseq/sections.h"
+#include "tests/instructions/model.h"
+#include "tests/instructions/subject.h"
+#include "tests/instructions/tracer.h"
+
+namespace pcmalloc::instructions {
+namespace {
+
+using percpu::Mode;
+using rseq::SectionEntry;
+using rseq::SectionsBegin;
+using rseq::SectionsEnd;
+
+enum class Actor : uint8_t {
+  kOtherThread,  // on the same CPU
+  kOtherCpu,     // a thread on another one
+  kHandler,      // a signal handler of the victim
+  kMigration,    // a thread on the same CPU, while the victim is moved to another one
+};
+
+struct Disturbance {
+  Actor actor;
+  Kind kind;
+  const char* name;
+};
+
+constexpr Disturbance kDisturbances[] = {
+    {Actor::kOtherThread, Kind::kNothing, "nothing"},
+    {Actor::kOtherThread, Kind::kPop, "a pop"},
+    {Actor::kOtherThread, Kind::kPush, "a push"},
+    {Actor::kOtherThread, Kind::kPopBatch, "a batch popped"},
+    {Actor::kOtherThread, Kind::kPushBatch, "a batch pushed"},
+    {Actor::kOtherThread, Kind::kSetCapacity, "another capacity"},
+    {Actor::kOtherThread, Kind::kDrain, "a drain"},
+    {Actor::kOtherThread, Kind::kResize, "a resize"},
+    {Actor::kOtherThread, Kind::kHold, "a stop"},
+    {Actor::kOtherCpu, Kind::kDrain, "a drain from another CPU"},
+    {Actor::kOtherCpu, Kind::kResize, "a resize from another CPU"},
+    {Actor::kOtherCpu, Kind::kHold, "a stop from another CPU"},
+    {Actor::kHandler, Kind::kPop, "a pop in a signal handler"},
+    {Actor::kHandler, Kind::kPush, "a push in a signal handler"},
+    {Actor::kHandler, Kind::kPopBatch, "a batch popped in a signal handler"},
+    {Actor::kHandler, Kind::kPushBatch, "a batch pushed in a signal handler"},
+    {Actor::kHandler, Kind::kSetCapacity, "another capacity in a signal handler"},
+    {Actor::kMigration, Kind::kNothing, "a migration"},
+    {Actor::kMigration, Kind::kPop, "a migration and a pop"},
+    {Actor::kMigration, Kind::kPush, "a migration and a push"},
+};
+
+struct Section {
+  const SectionEntry* entry;
+  SectionCode code;
+  std::set<uintptr_t> stopped_at;
+  bool reached = false;
+};
+
+std::string NameOf(const SectionEntry* entry) {
+  return absl::StrFormat("section %d of the table", entry - SectionsBegin());
+}
+
+class InstructionsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (rseq::Discover().owner == rseq::Owner::kNone) GTEST_SKIP() << rseq::Discover().reason;
+    if (!rseq::Discover().fence_available) GTEST_SKIP() << "there is no fence here";
+    cpu_set_t allowed;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    int found = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE && found < 2; ++cpu) {
+      if (CPU_ISSET(cpu, &allowed)) cpus_[found++] = cpu;
+    }
+    if (found < 2) GTEST_SKIP() << "needs two CPUs";
+    modes_ = {Mode::kCpuId};
+    if (rseq::Discover().mm_cid_maintained) modes_.push_back(Mode::kMmCid);
+
+    Tracer tracer(Mode::kCpuId, cpus_);
+    tracer.Tell(Command::kPrepare);
+    if (!tracer.RunTo(-1, reinterpret_cast<uintptr_t>(&BreakpointProbe))) {
+      GTEST_SKIP() << "this machine has no hardware breakpoints: NOTHING IS TESTED HERE";
+    }
+  }
+
+  // One stop of the victim at one place. False if its operation does not come there.
+  bool Stop(Tracer& tracer, int operation, const Section& section, uintptr_t address,
+            const Disturbance& disturbance) {
+    Shared& shared = tracer.shared();
+    const bool committed = address == section.entry->CommitAddress();
+    const bool inside = !committed && address >= section.entry->StartAddress();
+    const bool migrated = disturbance.actor == Actor::kMigration;
+    const Operation& run = Operations(shared.mode)[static_cast<size_t>(operation)];
+    tracer.MoveVictimTo(cpus_[0]);
+    tracer.Tell(Command::kPrepare);
+    if (!tracer.RunTo(operation, address)) return false;
+    ++rounds_;
+
+    shared.conflict = disturbance.kind;
+    shared.from_other_cpu = disturbance.actor == Actor::kOtherCpu;
+    if (disturbance.actor == Actor::kHandler) {
+      tracer.SignalVictim();
+    } else {
+      tracer.Tell(Command::kConflict);
+    }
+    if (migrated) tracer.MoveVictimTo(cpus_[1]);
+    const int aborted = tracer.Finish(section.entry->AbortAddress());
+    if (disturbance.kind == Kind::kHold) tracer.Tell(Command::kRelease);
+    tracer.Tell(Command::kObserve);
+
+    bool same_slab = false;
+    std::string wrong =
+        Explain({run.kind, disturbance.kind, committed, migrated}, shared, &same_slab);
+    if (disturbance.kind != Kind::kNothing && !migrated) {
+      ++conflicts_;
+      conflicts_on_one_slab_ += same_slab ? 1 : 0;
+    }
+    if (shared.failed) absl::StrAppend(&wrong, " the other thread was refused;");
+    if (committed && aborted != 0) absl::StrAppend(&wrong, " aborted after its commit;");
+    if (inside && aborted == 0) absl::StrAppend(&wrong, " not aborted;");
+    if (shared.aborts < static_cast<uint64_t>(aborted)) {
+      absl::StrAppend(&wrong, " aborts were not counted;");
+    }
+    if (!wrong.empty()) {
+      ADD_FAILURE() << run.name << (shared.mode == Mode::kMmCid ? " by mm_cid" : " by cpu_id")
+                    << " stopped at " << static_cast<long>(address - section.entry->StartAddress())
+                    << " of " << section.entry->CommitAddress() - section.entry->StartAddress()
+                    << " in " << NameOf(section.entry) << ", " << disturbance.name << ": " << wrong;
+    }
+    return true;
+  }
+
+  int cpus_[2] = {};
+  std::vector<Mode> modes_;
+  long rounds_ = 0;
+  long conflicts_ = 0;
+  long conflicts_on_one_slab_ = 0;
+};
+
+TEST_F(InstructionsTest, EveryOneOfEverySection) {
+  const Disassembly disassembly;
+  std::vector<Section> sections;
+  for (const SectionEntry* entry = SectionsBegin(); entry != SectionsEnd(); ++entry) {
+    sections.push_back({entry, disassembly.CodeOf(*entry), {}});
+    const SectionCode& code = sections.back().code;
+    ASSERT_GE(code.instructions.size(), 3u) << "objdump does not show " << NameOf(entry);
+    ASSERT_EQ(code.instructions.front(), entry->StartAddress());
+    ASSERT_EQ(code.instructions.back(), entry->CommitAddress());
+    ASSERT_FALSE(code.prelude.empty()) << "where does an abort of " << NameOf(entry) << " lead?";
+  }
+  ASSERT_FALSE(sections.empty());
+
+  for (const Mode mode : modes_) {
+    Tracer tracer(mode, cpus_);
+    const int operations = static_cast<int>(Operations(mode).size());
+    for (Section& section : sections) {
+      for (int operation = 0; operation < operations; ++operation) {
+        tracer.MoveVictimTo(cpus_[0]);
+        tracer.Tell(Command::kPrepare);
+        const bool reached = tracer.RunTo(operation, section.entry->StartAddress());
+        if (reached) tracer.Finish(0);
+        if (!reached) continue;
+        section.reached = true;
+        std::vector<uintptr_t> addresses = section.code.prelude;
+        addresses.insert(addresses.end(), section.code.instructions.begin(),
+                         section.code.instructions.end());
+        for (const uintptr_t address : addresses) {
+          for (const Disturbance& disturbance : kDisturbances) {
+            if (Stop(tracer, operation, section, address, disturbance)) {
+              section.stopped_at.insert(address);
+            }
+            if (::testing::Test::HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+
+  size_t instructions = 0;
+  for (const Section& section : sections) {
+    if (!section.reached && modes_.size() == 1) {
+      printf("%s: not driven, this kernel keeps no mm_cid\n", NameOf(section.entry).c_str());
+      continue;
+    }
+    EXPECT_TRUE(section.reached) << "no operation executes " << NameOf(section.entry)
+                                 << ": Operations() lacks one";
+    for (const uintptr_t address : section.code.instructions) {
+      ++instructions;
+      EXPECT_TRUE(section.stopped_at.count(address) != 0)
+          << "no operation comes to +" << address - section.entry->StartAddress() << " of "
+          << NameOf(section.entry);
+    }
+  }
+  printf("%zu sections, %zu instructions, %ld stops, %ld of %ld conflicts on the same slab\n",
+         sections.size(), instructions, rounds_, conflicts_on_one_slab_, conflicts_);
+  // By cpu_id always; by mm_cid most of the time, as the kernel keeps the number on its CPU.
+  EXPECT_GT(conflicts_on_one_slab_, conflicts_ * 3 / 4);
+}
+
+}  // namespace
+}  // namespace pcmalloc::instructions

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/instructions/tracer.h"
+
+#include <errno.h>
+#include <link.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+
+namespace pcmalloc::instructions {
+namespace {
+
+constexpr uint64_t kResumeFlag = 1u << 16;  // of eflags: no breakpoint at the next instruction
+constexpr int kPatience = 20;               // seconds
+
+// Nothing can be learned after that, and the subject dies with this process.
+[[noreturn]] void Die(const std::string& what) {
+  fprintf(stderr, "FAILED: %s (%s)\n", what.c_str(), strerror(errno));
+  exit(1);
+}
+
+void WaitFor(sem_t* semaphore, const char* what) {
+  timespec deadline;
+  clock_gettime(CLOCK_REALTIME, &deadline);
+  deadline.tv_sec += kPatience;
+  while (sem_timedwait(semaphore, &deadline) != 0) {
+    if (errno != EINTR) Die(what);
+  }
+}
+
+uintptr_t LoadBias() {
+  uintptr_t bias = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        *static_cast<uintptr_t*>(out) = info->dlpi_addr;
+        return 1;  // the executable comes first
+      },
+      &bias);
+  return bias;
+}
+
+size_t DebugRegister(int number) {
+  return offsetof(user, u_debugreg) + static_cast<size_t>(number) * sizeof(long);
+}
+
+}  // namespace
+
+Disassembly::Disassembly() {
+  char executable[4096] = {};
+  if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0) return;
+  const std::string command =
+      absl::StrFormat("objdump --disassemble --wide --no-show-raw-insn '%s'", executable);
+  FILE* const listing = popen(command.c_str(), "r");
+  if (listing == nullptr) return;
+  char line[4096];
+  while (fgets(line, sizeof(line), listing) != nullptr) {
+    char* const colon = strstr(line, ":\t");
+    if (colon == nullptr) continue;
+    *colon = '\0';
+    uint64_t address;
+    if (absl::SimpleHexAtoi(line + strspn(line, " "), &address)) {
+      instructions_[address + LoadBias()] = colon + 2;
+    }
+  }
+  if (pclose(listing) != 0) instructions_.clear();
+}
+
+SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
+  SectionCode code;
+  for (auto it = instructions_.find(entry.StartAddress());
+       it != instructions_.end() && it->first <= entry.CommitAddress(); ++it) {
+    code.instructions.push_back(it->first);
+  }
+  auto stub = instructions_.find(entry.AbortAddress());
+  while (stub != instructions_.end() && stub->second.rfind("jmp", 0) != 0) ++stub;
+  if (stub == instructions_.end()) return code;
+  uint64_t restart = 0;
+  const std::string& jump = stub->second;
+  const size_t digits = jump.find_first_not_of(' ', 3);
+  if (digits == std::string::npos ||
+      !absl::SimpleHexAtoi(jump.substr(digits, jump.find(' ', digits) - digits), &restart)) {
+    return code;
+  }
+  for (auto it = instructions_.find(restart + LoadBias());
+       it != instructions_.end() && it->first < entry.StartAddress(); ++it) {
+    code.prelude.push_back(it->first);
+  }
+  return code;
+}
+
+Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {
+  void* const memory =
+      mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) Die("mmap");
+  shared_ = new (memory) Shared();
+  shared_->mode = mode;
+  shared_->cpus[0] = cpus[0];
+  shared_->cpus[1] = cpus[1];
+  shared_->slabs = mode == percpu::Mode::kMmCid ? kMaxSlabs : 2;
+  for (int s = 0; s < shared_->slabs; ++s) {
+    shared_->indices[s] = mode == percpu::Mode::kMmCid ? s : cpus[s];
+  }
+  for (sem_t* s : {&shared_->ready, &shared_->attached, &shared_->go, &shared_->done}) {
+    if (sem_init(s, 1, 0) != 0) Die("sem_init");
+  }
+  fflush(nullptr);
+  subject_ = fork();
+  if (subject_ < 0) Die("fork");
+  if (subject_ == 0) RunSubject(shared_);
+  WaitFor(&shared_->ready, "the subject did not start");
+  victim_ = shared_->victim_id;
+  if (ptrace(PTRACE_SEIZE, victim_, nullptr, nullptr) != 0) Die("PTRACE_SEIZE");
+  sem_post(&shared_->attached);
+  int status = 0;
+  if (waitpid(victim_, &status, __WALL) != victim_ || !WIFSTOPPED(status)) Die("no first stop");
+}
+
+Tracer::~Tracer() {
+  kill(subject_, SIGKILL);
+  waitpid(victim_, nullptr, __WALL);
+  waitpid(subject_, nullptr, 0);
+  munmap(shared_, sizeof(Shared));
+}
+
+void Tracer::Tell(Command command) {
+  shared_->command = command;
+  sem_post(&shared_->go);
+  WaitFor(&shared_->done, "the other thread did not answer");
+}
+
+void Tracer::Arm(uintptr_t address) {
+  const auto poke = [this](int number, uintptr_t value) {
+    if (ptrace(PTRACE_POKEUSER, victim_, DebugRegister(number), value) != 0) {
+      Die("no hardware breakpoint can be set");
+    }
+  };
+  poke(7, 0);
+  if (address != 0) {
+    poke(0, address);
+    poke(7, 1);  // enable register 0 for this thread: execution, one byte
+  }
+  armed_ = address;
+}
+
+bool Tracer::Continue() {
+  int signal = 0;
+  while (true) {
+    if (ptrace(PTRACE_CONT, victim_, nullptr, signal) != 0) Die("PTRACE_CONT");
+    int status = 0;
+    if (waitpid(victim_, &status, __WALL) != victim_) Die("waitpid");
+    if (!WIFSTOPPED(status)) Die(absl::StrFormat("the victim ended with status %#x", status));
+    signal = WSTOPSIG(status);
+    if (signal == SIGUSR1) continue;
+    user_regs_struct registers;
+    if (ptrace(PTRACE_GETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_GETREGS");
+    if (signal != SIGTRAP) {
+      Die(absl::StrFormat("signal %d at %#x", signal, registers.rip - LoadBias()));
+    }
+    return armed_ != 0 && registers.rip == armed_;
+  }
+}
+
+bool Tracer::RunTo(int operation, uintptr_t address) {
+  shared_->operation = operation;
+  Arm(address);
+  return Continue();
+}
+
+int Tracer::Finish(uintptr_t address) {
+  Arm(address);
+  // The processor set it for the instruction where the victim stands. An abort moves the victim to
+  // another instruction, for which it must not hold.
+  user_regs_struct registers;
+  if (ptrace(PTRACE_GETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_GETREGS");
+  registers.eflags &= ~kResumeFlag;
+  if (ptrace(PTRACE_SETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_SETREGS");
+  int times = 0;
+  while (Continue()) times += shared_->in_handler ? 0 : 1;
+  Arm(0);
+  return times;
+}
+
+void Tracer::MoveVictimTo(int cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  if (sched_setaffinity(victim_, sizeof(one), &one) != 0) Die("sched_setaffinity");
+}
+
+void Tracer::SignalVictim() {
+  if (syscall(SYS_tgkill, subject_, victim_, SIGUSR1) != 0) Die("tgkill");
+}
+
+}  // namespace pcmalloc::instructions

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what the boots of one kernel said into a row, and says which cells are wrong."""
+
+import json
+
+import catalogue
+import plan
+
+MODES = ("v2safe-cpu", "v2safe-cid", "locked", "legacy")
+
+
+def _is(value, expected, what, wrong):
+    if value != expected:
+        wrong.append("%s: %s, expected %s" % (what, value, expected))
+
+
+def programs_of(boot):
+    """The names of what a boot's plan runs."""
+    return [line.split()[1] for line in boot.text.split("\n") if line.startswith("run ")]
+
+
+def _cell_stress(boot, result, wrong):
+    """(passed, run) of the stress runs of one boot."""
+    names = [name for name in programs_of(boot) if name.startswith("stress")]
+    passed = 0
+    for name in names:
+        problem = _stress_problem(name, result.program(name))
+        if problem:
+            wrong.append("%s, %s: %s" % (boot.name, name, problem))
+        else:
+            passed += 1
+    return passed, len(names)
+
+
+def _stress_problem(name, said):
+    if said.get("status") != "0":
+        return "exit status %s" % said.get("status", "none")
+    if ("toggle" in name or "cpuset" in name) and int(said.get("changes", 0)) == 0:
+        return "the CPUs never changed"
+    return _summary_problem(name, said.get("json"))
+
+
+def _summary_problem(name, text):
+    """What is wrong with the summary of a run that passed, or None."""
+    try:
+        summary = json.loads(text or "")
+    except ValueError:
+        return "no summary"
+    asked = [mode for mode in MODES if mode in name]
+    if asked and summary.get("mode") != asked[0]:
+        return "ran in mode %s" % summary.get("mode")
+    if not summary.get("operations") or not summary.get("drains"):
+        return "did %s operations, %s drains" % (summary.get("operations"), summary.get("drains"))
+    return None
+
+
+def row_of(choice, boots, results):
+    """The row of one kernel: a dictionary, keys as in --json."""
+    wrong = []
+    package = choice.package
+    row = {"version": catalogue.release_text(package.release), "package": package.version,
+           "suite": package.suite, "arch": choice.arch, "why": choice.why,
+           "expected": choice.expected, "class": "unknown", "mode": None, "reason": None,
+           "feature_size": None, "stress": None, "preemption": None, "same_core": None,
+           "tests": None, "boots": [], "log": [], "consoles": {}}
+    stress = [0, 0]
+    tests = [0, 0]
+    for boot, result in zip(boots, results):
+        row["boots"].append({"name": boot.name, "seconds": round(result.seconds, 1),
+                             "tries": result.tries, "complete": result.complete})
+        if not result.complete:
+            wrong.append("%s: the boot did not reach its end (%s)" % (
+                boot.name, "time limit" if result.late else "QEMU ended"))
+        for key in ("not_understood", "no_plan", "mount_failed"):
+            if key in result.values:
+                wrong.append("%s: %s %s" % (boot.name, key, result.values[key]))
+        _judge_probe(choice, boot, result, row, wrong)
+        for index, number in enumerate(_cell_stress(boot, result, wrong)):
+            stress[index] += number
+        _judge_units(boot, result, tests, wrong)
+        row["log"] += result.log
+        row["consoles"][boot.name] = result.console
+    row["stress"] = "%d/%d" % tuple(stress) if stress[1] else None
+    row["tests"] = "%d/%d" % tuple(tests) if tests[1] else None
+    row["seconds"] = round(sum(result.seconds for result in results), 1)
+    row["wrong"] = wrong
+    row["ok"] = not wrong
+    return row
+
+
+def _judge_probe(choice, boot, result, row, wrong):
+    asked = programs_of(boot)
+    probe = result.program("probe")
+    if "probe" in asked:
+        _is(probe.get("status"), "0", "%s, probe" % boot.name, wrong)
+        if boot.name == "plain":
+            row["class"] = probe.get("class", "unknown")
+            row["feature_size"] = probe.get("feature_size")
+            _is(row["class"], choice.expected, "class", wrong)
+        else:
+            _is(probe.get("killed"), "0", "%s, killed" % boot.name, wrong)
+    if "same_core" in asked:
+        said = result.program("same_core")
+        row["same_core"] = {"0": "holds", "1": "broken"}.get(said.get("status"), "not tested")
+        _is(row["same_core"], "broken" if choice.expected == "NO_RSEQ" else "holds", "same core",
+            wrong)
+    for name in ("mode", "mode_own"):
+        if name not in asked:
+            continue
+        said = result.program(name)
+        _is(said.get("status"), "0", "%s, %s" % (boot.name, name), wrong)
+        _is(said.get("mode"), plan.EXPECTED_MODE[choice.expected], "%s, %s" % (boot.name, name),
+            wrong)
+        if boot.name == "plain" and name == "mode":
+            row["mode"] = said.get("mode")
+            row["reason"] = said.get("reason")
+    if "mode_cid" in asked:
+        said = result.program("mode_cid")
+        _is(said.get("mode"), "v2safe-cid", "%s, mode" % boot.name, wrong)
+        if not 1 <= int(said.get("slabs", 0)) <= 4:
+            wrong.append("%s: %s slabs for 3 threads" % (boot.name, said.get("slabs")))
+
+
+def _judge_units(boot, result, tests, wrong):
+    for name in [name for name in programs_of(boot) if name.startswith("unit_")]:
+        said = result.program(name)
+        passed, failed = int(said.get("passed", 0)), int(said.get("failed", 0))
+        tests[0] += passed
+        tests[1] += passed + failed
+        if said.get("status") != "0" or passed == 0:
+            wrong.append("%s, %s: exit status %s, %d passed, %d failed" % (
+                boot.name, name, said.get("status"), passed, failed))
+
+
+def not_available(choice):
+    """The row of a class that the archive does not offer."""
+    return {"version": None, "arch": choice.arch, "class": "not available", "why": choice.why,
+            "expected": choice.expected, "mode": None, "ok": False, "seconds": 0, "wrong": []}
+
+
+def skipped(choice, reason):
+    """The row of a kernel that could not be downloaded."""
+    return {"version": catalogue.release_text(choice.package.release), "arch": choice.arch,
+            "class": "skipped", "why": choice.why, "expected": choice.expected, "mode": None,
+            "ok": False, "seconds": 0, "reason": reason, "wrong": []}

@@ -1,0 +1,282 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Boots Debian's own kernels under QEMU and shows how pcmalloc fares on each.
+
+    kernels.py [--arch A] [--class C | --version V] [--list] [--quick] [--json]
+
+Finds which kernels Debian's suites offer now, takes both edges of every class of rseq behaviour,
+downloads them into a cache (never installs them), boots each with the test programs inside, and
+prints a row a kernel. Exit status: 0 all right, 1 a cell is wrong or nothing could be booted, 2 the
+run could not be made.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import boot
+import catalogue
+import fetch
+import initramfs
+import judge
+import plan
+import report
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
+TARGET = "//tests/kernels:programs"
+# The C libraries that dynamic programs run with: one that registers 32 bytes, one that registers
+# the length that the kernel advertises.
+LIBC_SUITES = ("bookworm", "trixie")
+
+
+class Failed(Exception):
+    """The run could not be made."""
+
+
+class Progress:
+    """One line on a terminal, rewritten in place; nothing elsewhere."""
+
+    def __init__(self):
+        self.on = sys.stderr.isatty()
+        self.prefix = ""
+
+    def show(self, text):
+        if self.on:
+            sys.stderr.write("\r\033[K" + (self.prefix + text)[:110])
+            sys.stderr.flush()
+
+    def clear(self):
+        if self.on:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+    def of_boot(self, name):
+        """The callback for boot.boot."""
+        def tell(result, seconds):
+            done = [key for key in result.values if key.endswith(".status")]
+            last = done[-1].split(".")[0] if done else "starting"
+            self.show("%s: %d programs done, last %s, %.0f s" % (name, len(done), last, seconds))
+        return tell
+
+
+def bazel(*arguments):
+    done = subprocess.run(["bazel", *arguments], cwd=TREE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise Failed("bazel %s: %s" % (" ".join(arguments), done.stderr.strip()[-2000:]))
+    return done.stdout
+
+
+def built_programs(arch, progress):
+    """{name: bytes} of the test programs for an architecture."""
+    progress.show("building the test programs")
+    config = CONFIG[arch] + aarch64_libraries(arch, progress)
+    bazel("build", "--noshow_progress", "--color=no", *config, TARGET)
+    root = bazel("info", *config, "bazel-bin").strip()
+    programs = {}
+    for label in bazel("query", "--noshow_progress", "labels(srcs, %s)" % TARGET).split():
+        package, _, name = label.lstrip("/").partition(":")
+        with open(os.path.join(root, package, name), "rb") as file:
+            programs[name] = file.read()
+    return programs
+
+
+def aarch64_libraries(arch, progress):
+    """Linker options for what Debian has no cross package of: Abseil, unpacked from arm64's."""
+    if arch != "arm64":
+        return []
+    _, others = fetch.read_lists()
+    package = others.get(("libabsl-dev", "bookworm", "arm64"))
+    if package is None:
+        raise fetch.Unavailable("bookworm lists no libabsl-dev for arm64")
+    root = fetch.unpack(package, progress.show)
+    return ["--linkopt=-L" + os.path.join(root, "usr/lib/aarch64-linux-gnu")]
+
+
+def c_libraries(others, progress):
+    """{directory: {path: bytes}} of the C libraries; missing ones are told on stderr."""
+    found = {}
+    for suite in LIBC_SUITES:
+        package = others.get(("libc6", suite, "amd64"))
+        try:
+            if package is None:
+                raise fetch.Unavailable("%s lists no libc6" % suite)
+            root = fetch.unpack(package, progress.show)
+        except fetch.Unavailable as error:
+            fetch.warn("no C library of %s: %s" % (suite, error))
+            continue
+        directory = "glibc-" + package.version.split("-")[0]
+        found[directory] = {}
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.split(".so")[0] in ("libc", "libm", "libpthread", "libdl", "librt",
+                                            "ld-linux-x86-64"):
+                    path = os.path.join(folder, name)
+                    if not os.path.islink(path):
+                        with open(path, "rb") as file:
+                            found[directory]["%s/%s" % (directory, name)] = file.read()
+    return found
+
+
+def archive_for(one, programs):
+    """The initramfs of one boot."""
+    names, more = one.files
+    files = dict(more)
+    files["plan"] = one.text.encode()
+    for name in names:
+        files["init" if name == "init" else "bin/" + name] = programs[name]
+    return initramfs.newc(files)
+
+
+def boot_all(choice, boots, programs, progress):
+    """The row of one kernel."""
+    kernel = fetch.kernel_image(choice.package, progress.show)
+    results = []
+    for one in boots:
+        results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), cpus=one.cpus,
+                                 append=one.append, smp_more=one.smp_more, seconds=one.seconds,
+                                 progress=progress.of_boot(one.name)))
+    return judge.row_of(choice, boots, results)
+
+
+def list_kernels(choices, packages):
+    """--list: what the archive offers and what would be booted."""
+    chosen = {choice.package: choice.why for choice in choices}
+    for package in catalogue.one_per_release(packages):
+        print("%-7s %-10s %-10s %-20s %5.0f MB  %s" % (
+            package.arch, catalogue.release_text(package.release),
+            catalogue.expected_class(package.arch, package.release), package.suite,
+            package.size / 1e6, "boots: " + chosen[package] if package in chosen else ""))
+    for choice in choices:
+        if choice.package is None:
+            print("%-7s %-10s %-10s %s" % (choice.arch, "-", choice.expected, choice.why))
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(prog="pcm kernels", allow_abbrev=False,
+                                     description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--arch", choices=catalogue.ARCHES, action="append")
+    parser.add_argument("--class", dest="classes", action="append",
+                        choices=("CACHE_OK", "NO_CACHE", "NO_RSEQ", "V2"))
+    parser.add_argument("--version", dest="versions", action="append", metavar="V",
+                        help="boot this release instead, such as 7.0.9")
+    parser.add_argument("--topology", action="store_true",
+                        help="odd sets of CPUs (hot-plug, gaps, 1, 64, nothing mounted) instead, "
+                        "on the newest kernel chosen")
+    parser.add_argument("--list", action="store_true", help="only say what would be booted")
+    parser.add_argument("--quick", action="store_true",
+                        help="one kernel of four classes, shorter runs")
+    parser.add_argument("--update", action="store_true", help="fetch the package lists now")
+    parser.add_argument("--json", action="store_true", help="an array of objects instead")
+    parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
+    parser.add_argument("--consoles", metavar="DIR", help="keep what each boot printed")
+    return parser.parse_args(argv)
+
+
+def choose(options, packages):
+    arches = options.arch or catalogue.ARCHES
+    if options.versions:
+        choices = catalogue.choose_versions(packages, options.versions, arches)
+        if not choices:
+            raise Failed("the archive offers no %s" % ", ".join(options.versions))
+        return choices
+    choices = catalogue.choose(packages, arches, options.classes, options.quick)
+    if options.topology:
+        choices = [c for c in choices if c.package and c.arch == "x86_64"][-1:]
+    return choices
+
+
+def run(options, progress):
+    """Boots what was asked for; returns the rows."""
+    progress.show("reading Debian's package lists")
+    fetch.update_lists(options.update)
+    packages, others = fetch.read_lists()
+    choices = choose(options, packages)
+    if options.list:
+        progress.clear()
+        list_kernels(choices, packages)
+        return None
+    programs = {arch: built_programs(arch, progress)
+                for arch in sorted({c.arch for c in choices if c.package})}
+    libcs = {} if options.quick else c_libraries(others, progress)
+    rows = []
+    for number, choice in enumerate(choices, 1):
+        if choice.package is None:
+            rows.append(judge.not_available(choice))
+            continue
+        progress.prefix = "[%d/%d] %s %s %s: " % (
+            number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
+            choice.expected)
+        if options.topology:
+            boots = plan.topology_boots(options.quick)
+        else:
+            boots = plan.boots_for(choice, programs[choice.arch],
+                                   libcs if choice.arch == "x86_64" else {}, options.quick)
+        try:
+            rows.append(boot_all(choice, boots, programs[choice.arch], progress))
+        except fetch.Unavailable as error:
+            fetch.warn(str(error))
+            rows.append(judge.skipped(choice, str(error)))
+            continue
+        if options.consoles:
+            keep_console(options.consoles, rows[-1])
+        if not options.json:
+            progress.clear()
+            tell(rows[-1])
+    progress.prefix = ""
+    progress.clear()
+    return rows
+
+
+def keep_console(directory, row):
+    os.makedirs(directory, exist_ok=True)
+    for name, lines in row["consoles"].items():
+        path = os.path.join(directory, "%s-%s-%s.txt" % (row["arch"], row["version"],
+                                                         name.replace(" ", "-")))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def tell(row):
+    """What is wrong with a kernel, as soon as it is known."""
+    print("%s %s: %s, %.0f s" % (row["arch"], row["version"], "right" if row["ok"] else "WRONG",
+                                 row["seconds"]), file=sys.stderr)
+    for text in row["wrong"]:
+        print("  " + text, file=sys.stderr)
+    for text in row["log"][-20:]:
+        print("    " + text, file=sys.stderr)
+
+
+def main(argv):
+    options = arguments(argv)
+    progress = Progress()
+    began = time.monotonic()
+    try:
+        rows = run(options, progress)
+    except (Failed, fetch.Unavailable) as error:
+        progress.clear()
+        fetch.warn(str(error))
+        return 2
+    if rows is None:
+        return 0
+    for row in rows:
+        row.pop("consoles", None)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(report.markdown(rows) if options.markdown else report.table(rows))
+    print("%s; cache %s, %.0f MB" % (report.summary(rows, time.monotonic() - began),
+                                     fetch.cache_directory(), fetch.cache_bytes() / 1e6),
+          file=sys.stderr if options.json else sys.stdout)
+    return report.exit_status(rows)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

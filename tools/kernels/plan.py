@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside the boots of a kernel, and what each of it must answer."""
+
+import collections
+
+import catalogue
+
+# One boot: its plan as text, and how many seconds the plan may take at most.
+Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files")
+
+OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
+# Emulation on a busy machine is slow: a limit only ends what hangs.
+PATIENCE = 60
+
+EXPECTED_MODE = {"CACHE_OK": "v2safe-cpu", "NO_CACHE": "v2safe-cpu", "V2": "v2safe-cpu",
+                 "NO_RSEQ": "locked"}
+
+
+def stress_modes(expected, release):
+    """The modes that must be safe there."""
+    if expected == "NO_RSEQ":
+        return ["locked"]
+    modes = ["v2safe-cpu", "locked"]
+    if release >= catalogue.FIRST_WITH_LENGTHS:
+        modes.insert(1, "v2safe-cid")
+    return modes
+
+
+class _Plan:
+    """Collects the lines of /plan."""
+
+    def __init__(self, mounted=True):
+        self.lines = ["mount"] if mounted else []
+        self.seconds = 0
+
+    def run(self, name, seconds, *words, flags="-"):
+        self.lines.append("run %s %d %s %s" % (name, seconds + PATIENCE, flags, " ".join(words)))
+        self.seconds += seconds + PATIENCE
+
+    def stress(self, name, seconds, *words, program=("/bin/stress",), flags="-", extra=()):
+        # Forks and thread ends are the slowest part under emulation; signals storm enough at 200.
+        self.run(name, seconds, *words, *program, "--seconds=%d" % seconds, "--json",
+                 "--signal_rate=200", "--migrate_rate=200", "--fork_rate=1", *extra, flags=flags)
+
+    def boot(self, name, files, cpus=2, append="", smp_more=""):
+        text = "\n".join(self.lines) + "\n"
+        return Boot(name, text, self.seconds, cpus, append, smp_more, files)
+
+
+def boots_for(choice, programs, libcs, quick):
+    """The boots of one kernel.
+
+    programs: names of what was built for the architecture; libcs: {directory in the initramfs: files}
+    of the C libraries to run dynamic programs with.
+    """
+    seconds = 5 if quick else 20
+    release = choice.package.release
+    plan = _Plan()
+    plan.run("probe", 10, OWN_AREA, "/bin/probe")
+    plan.run("same_core", 10, OWN_AREA, "/bin/same_core_test", "2")
+    wanted = {"init", "probe", "same_core_test"}
+    files = {}
+    if "mode" in programs:
+        wanted |= {"mode", "stress"}
+        plan.run("mode", 10, "/bin/mode")
+        plan.run("mode_own", 10, OWN_AREA, "/bin/mode")
+        modes = stress_modes(choice.expected, release)
+        for mode in modes:
+            plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+        if choice.expected != "NO_RSEQ":
+            # Registered by the library itself, at the length that the kernel advertises.
+            plan.stress("stress_own", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:v2safe-cpu")
+    tests = sorted(name for name in programs if name.endswith("_unit"))
+    for name in tests:
+        wanted.add(name)
+        plan.run("unit_" + name[:-len("_unit")], 60, "TMPDIR=/tmp", "/bin/" + name)
+    if libcs and "stress_dynamic" in programs and not quick:
+        wanted |= {"stress_dynamic", "libpcmalloc.so"}
+        for directory, contents in sorted(libcs.items()):
+            files.update(contents)
+            loader = next(path for path in contents if "/ld-linux" in path)
+            plan.stress("stress_libc_" + directory.replace(".", "_"), seconds,
+                        program=("/" + loader, "--library-path", "/" + directory, "--preload",
+                                 "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
+    boots = [plan.boot("plain", _files(wanted, files))]
+    if "mode" in programs and not quick and catalogue.modern_enough_for_debug(release):
+        boots.append(_debug_boot(choice, seconds))
+    return boots
+
+
+def _debug_boot(choice, seconds):
+    """Four CPUs, and a kernel that kills whoever writes a field that is not his."""
+    plan = _Plan()
+    plan.run("probe", 10, OWN_AREA, "/bin/probe")
+    plan.run("mode", 10, "/bin/mode")
+    for mode in stress_modes(choice.expected, choice.package.release):
+        plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    if choice.expected != "NO_RSEQ":
+        plan.stress("stress_own", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:v2safe-cpu")
+    return plan.boot("rseq_debug", _files({"init", "probe", "mode", "stress"}), cpus=4,
+                     append="rseq_debug=1")
+
+
+def topology_boots(quick):
+    """Boots of one kernel with odd sets of CPUs."""
+    seconds = 5 if quick else 20
+    wanted = _files({"init", "mode", "stress"})
+    boots = []
+
+    plan = _Plan()
+    plan.lines.append("offline 1")
+    plan.run("mode", 10, "/bin/mode")
+    for mode in ("v2safe-cpu", "v2safe-cid"):
+        plan.stress("stress_gap_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+        plan.stress("stress_toggle_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode, flags="toggle")
+        plan.stress("stress_cpuset_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode, flags="cpuset")
+    boots.append(plan.boot("hotplug", wanted, cpus=4))
+
+    plan = _Plan(mounted=False)
+    plan.run("mode", 10, "/bin/mode")
+    plan.stress("stress_v2safe-cpu", seconds, "PCMALLOC_CONF=rseq:v2safe-cpu", extra=("--notrim",))
+    boots.append(plan.boot("nothing mounted", wanted))
+
+    plan = _Plan()
+    plan.run("mode", 10, "/bin/mode")
+    for mode in ("v2safe-cpu", "v2safe-cid"):
+        plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    boots.append(plan.boot("one CPU", wanted, cpus=1))
+
+    plan = _Plan()
+    plan.run("mode_cid", 60, "PCMALLOC_CONF=rseq:v2safe-cid", "/bin/mode", "3")
+    plan.run("mode", 60, "/bin/mode", "3")
+    boots.append(plan.boot("64 CPUs", _files({"init", "mode"}), cpus=64))
+    return boots
+
+
+def _files(names, more=None):
+    return (frozenset(names), dict(more or {}))

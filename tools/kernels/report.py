@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table, the summary line and the exit status."""
+
+COLUMNS = (
+    ("arch", "arch"), ("version", "kernel"), ("class", "class"), ("expected", "expected"),
+    ("mode", "mode"), ("stress", "stress"), ("preemption", "preempted"),
+    ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
+    ("reason", "reason"),
+)
+# What is told apart from "wrong": the kernel was never booted.
+UNBOOTED = ("not available", "skipped")
+
+
+def cell(row, key):
+    value = row.get(key)
+    if key == "ok":
+        return "-" if row["class"] in UNBOOTED else ("yes" if value else "NO")
+    if value is None:
+        return "-"
+    if key == "seconds":
+        return "%.0f" % value
+    return str(value)
+
+
+def table(rows):
+    """The rows as aligned text; the last column is as wide as it is."""
+    cells = [[title for _, title in COLUMNS]]
+    cells += [[cell(row, key) for key, _ in COLUMNS] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS) - 1)] + [0]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
+                     for line in cells)
+
+
+def markdown(rows):
+    """The same for docs/kernels.md."""
+    lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |",
+             "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cell(row, key) for key, _ in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def counts(rows):
+    return {"right": sum(row["ok"] for row in rows),
+            "wrong": sum(not row["ok"] and row["class"] not in UNBOOTED for row in rows),
+            "skipped": sum(row["class"] == "skipped" for row in rows),
+            "not available": sum(row["class"] == "not available" for row in rows)}
+
+
+def summary(rows, seconds):
+    numbers = counts(rows)
+    return "%d right, %d wrong, %d skipped, %d not available; %.0f s" % (
+        numbers["right"], numbers["wrong"], numbers["skipped"], numbers["not available"], seconds)
+
+
+def exit_status(rows):
+    """0 only if something was booted and nothing was wrong."""
+    numbers = counts(rows)
+    return 1 if numbers["wrong"] or not numbers["right"] else 0
