@@ -47,7 +47,9 @@ enum class Index : uint8_t {
   "movslq %k[slab], %[slab]\n\t"
 
 // GCC 12 may lose an output of asm goto on its jump edges unless the statement is volatile and
-// followed by a barrier; nothing reads the output there, the barrier costs nothing.
+// followed by a barrier; nothing reads the output there, the barrier costs nothing. It copies the
+// outputs on the jump edges too, behind what a phi has put there: a constant that is returned at
+// the label would be overwritten by the output, hence a barrier behind a label that returns one.
 #define PCM_ASM_GOTO_BARRIER() asm volatile("")
 
 // Takes the newest item of a class off the stack of the slab in use; null if there is none or the
@@ -80,6 +82,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* Pop(uintptr_t size_class) {
   if (item == nullptr) __builtin_unreachable();  // never pushed: spares the caller a second test
   return item;
 miss:
+  PCM_ASM_GOTO_BARRIER();
   return nullptr;
 }
 

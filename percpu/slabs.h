@@ -32,6 +32,7 @@ enum class Mode : uint8_t {
   kUnset,   // before Init: every operation misses
   kCpuId,   // sections, indexed by cpu_id
   kMmCid,   // sections, indexed by mm_cid
+  kCached,  // sections by the cached pointer that the kernel invalidates (the legacy scheme)
   kLocked,  // no sections: a lock for each slab
 };
 
@@ -80,11 +81,11 @@ Capacity CapacityOf(int index, unsigned size_class);
 // Objects of a class in the slab of an index now; a hint while sections run on it.
 uint32_t HeldBy(int index, unsigned size_class);
 
-// Sets the capacity in force of a class on the slab of `index` to `capacity` slots (>= 1, cut to
-// what the geometry allows), creating the class's stack on first use. The calling thread should be
-// running on that index. Returns by how many slots the capacity changed: 0 also when the thread was
-// moved away or the header changed meanwhile; then try again or leave it. Items above a lowered
-// capacity stay and can be popped.
+// Sets the capacity in force of a class on the slab of `index` to `capacity` slots (cut to what the
+// geometry allows), creating the class's stack on first use. The calling thread should be running
+// on that index. Returns by how many slots the capacity changed: 0 also when the thread was moved
+// away or the header changed meanwhile; then try again or leave it. Items above a lowered capacity
+// stay and can be popped.
 int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity);
 
 // Takes the slab of an index away from all sections and returns it: the caller owns it until Start.

@@ -208,6 +208,17 @@ TEST_F(Slabs, WhatLiesAboveALoweredCapacityCanBePopped) {
   EXPECT_EQ(PopSome(kClass, 9), (std::vector<void*>{Token(10), Token(2), Token(1), Token(0)}));
 }
 
+TEST_F(Slabs, ACapacityOfNothing) {
+  EXPECT_EQ(PushAll(kClass, Tokens(0, 2)), 2u);
+  EXPECT_EQ(SetCapacity(index_, kClass, 0), -10);
+  EXPECT_EQ(CapacityOf(index_, kClass).now, 0u);
+  EXPECT_EQ(PushAll(kClass, Tokens(5, 1)), 0u);
+  EXPECT_EQ(PopSome(kClass, 5).size(), 2u);
+  EXPECT_EQ(PushAll(kClass, Tokens(5, 1)), 0u);
+  EXPECT_EQ(SetCapacity(index_, kClass, 3), 3);
+  EXPECT_EQ(PushAll(kClass, Tokens(0, 5)), 3u);
+}
+
 TEST_F(Slabs, AStoppedIndexTakesTheSlowWay) {
   EXPECT_EQ(PushAll(kClass, Tokens(0, 3)), 3u);
   Slab* const slab = Stop(index_);

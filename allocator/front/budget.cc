@@ -28,21 +28,25 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
   return before + static_cast<uint32_t>(change);
 }
 
-// Halves the capacity of other classes until `bytes` are free again, or the search is over.
+// Halves the capacity of other classes until `bytes` are free again, or the search is over. The
+// last slot goes too: one slot of each class is more than the budget, and a class that nobody uses
+// any more must not keep the others small for good.
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
     const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
     const uint32_t before = percpu::CapacityOf(index, c).now;
-    if (c == for_class || before <= 1) continue;
-    const uint32_t after = Book(index, c, before, before <= kFirstCapacity ? 1 : before / 2);
+    if (c == for_class || before == 0) continue;
+    const uint32_t after = Book(index, c, before, before / 2);
     if (after >= before) continue;
     steals.fetch_add(1, std::memory_order_relaxed);
     bytes -= int64_t{before - after} * kClasses[c].size;
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
     // down.
     void* items[kMaxBatch];
-    const uint32_t surplus = before - after < kMaxBatch ? before - after : kMaxBatch;
+    const uint32_t held = percpu::HeldBy(index, c);
+    if (held <= after) continue;
+    const uint32_t surplus = held - after < kMaxBatch ? held - after : kMaxBatch;
     Return(c, items, percpu::PopBatch(c, items, surplus));
   }
 }
@@ -58,8 +62,9 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = books[index].used;
   const int64_t limit = kBudgetBytes;
-  if (used.load(std::memory_order_relaxed) + cost > limit) {
-    Steal(index, size_class, cost);
+  const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
+  if (excess > 0) {
+    Steal(index, size_class, excess);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
     // A class that has nothing at all gets one slot whatever the budget says.

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The policy of the caches, above the real layers: --mode=cpu or locked, final for the process.
+#include "allocator/front/front.h"
+
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <algorithm>
+#include <atomic>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "allocator/central/transfer_cache.h"
+#include "allocator/front/budget.h"
+#include "allocator/front/deferred.h"
+#include "allocator/pages/emergency.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
+#include "allocator/sizes/size_classes.h"
+#include "gtest/gtest.h"
+#include "percpu/slabs.h"
+#include "rseq/rseq.h"
+
+namespace pcmalloc::front {
+namespace {
+
+// What the classes of an index really have.
+uint64_t CapacityBytes(int index) {
+  uint64_t bytes = 0;
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    bytes += uint64_t{percpu::CapacityOf(index, c).now} * ClassSize(c);
+  }
+  return bytes;
+}
+
+// A class that has nothing gets one slot whatever the budget says.
+uint64_t MostBytes() {
+  uint64_t bytes = kBudgetBytes;
+  for (unsigned c = 1; c < kNumClasses; ++c) bytes += ClassSize(c);
+  return bytes;
+}
+
+void CheckBooks() {
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
+    const int index = static_cast<int>(i);
+    ASSERT_GE(static_cast<int64_t>(BudgetUsed(index)), 0) << "index " << index;
+    ASSERT_EQ(BudgetUsed(index), CapacityBytes(index)) << "index " << index;
+    ASSERT_LE(BudgetUsed(index), MostBytes()) << "index " << index;
+  }
+}
+
+class Front : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    Trim();
+    spans_before_ = PageHeap::Stats().spans;
+  }
+  // Whatever was handed out has come back and nothing else holds a span.
+  void TearDown() override {
+    Trim();
+    EXPECT_EQ(PageHeap::Stats().spans, spans_before_) << "objects were lost";
+    CheckBooks();
+  }
+
+ private:
+  uint64_t spans_before_ = 0;
+};
+
+class Pinned {
+ public:
+  Pinned() {
+    sched_getaffinity(0, sizeof(before_), &before_);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &before_)) ++cpu;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    EXPECT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  }
+  ~Pinned() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+ private:
+  cpu_set_t before_;
+};
+
+TEST_F(Front, BlocksOfEveryClass) {
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 100; ++i) {
+      void* p = Allocate(c);
+      ASSERT_NE(p, nullptr);
+      ASSERT_EQ(ClassOf(p), c);
+      blocks.push_back(p);
+    }
+    ASSERT_EQ(std::set<void*>(blocks.begin(), blocks.end()).size(), blocks.size());
+    for (void* p : blocks) Deallocate(c, p);
+  }
+}
+
+// A refill brings a batch: the next allocations are served without the layers below, from ascending
+// addresses; the last freed comes out first.
+TEST_F(Front, ARefillServesSeveral) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 3;
+  std::vector<void*> warm;
+  for (int i = 0; i < 100; ++i) warm.push_back(Allocate(kClass));
+  const Stats before = ReadStats();
+  std::vector<void*> blocks;
+  for (int i = 0; i < 64; ++i) blocks.push_back(Allocate(kClass));
+  const Stats after = ReadStats();
+  EXPECT_LE(after.refills - before.refills, 16u);
+  EXPECT_GE(after.refills - before.refills, 1u);
+  EXPECT_GE(after.refill_objects - before.refill_objects, 4 * (after.refills - before.refills));
+  for (void* p : blocks) Deallocate(kClass, p);
+  EXPECT_EQ(Allocate(kClass), blocks.back());
+  Deallocate(kClass, blocks.back());
+  for (void* p : warm) Deallocate(kClass, p);
+}
+
+TEST_F(Front, AFullStackGivesABatchDown) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 40;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 5000; ++i) blocks.push_back(Allocate(kClass));
+  const Stats before = ReadStats();
+  for (void* p : blocks) Deallocate(kClass, p);
+  const Stats after = ReadStats();
+  EXPECT_GT(after.flushes, before.flushes);
+  EXPECT_GT(after.flush_objects - before.flush_objects, after.flushes - before.flushes);
+}
+
+TEST_F(Front, TheGeometryBoundsEveryClass) {
+  const percpu::Geometry geometry = MakeGeometry();
+  EXPECT_EQ(geometry.capacity[0], 0u);
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    EXPECT_GE(geometry.capacity[c], 4u);
+    EXPECT_LE(geometry.capacity[c], 2048u);
+  }
+}
+
+TEST_F(Front, GrowthStaysWithinTheBudgetByStealing) {
+  const Pinned pinned;
+  const uint64_t steals_before = Steals();
+  std::mt19937 random(1);
+  std::vector<std::pair<unsigned, void*>> held;
+  for (int step = 0; step < 30000; ++step) {
+    if (held.size() < 300 && random() % 2 == 0) {
+      const unsigned c = 1 + random() % (kNumClasses - 1);
+      held.emplace_back(c, Allocate(c));
+      ASSERT_NE(held.back().second, nullptr);
+    } else if (!held.empty()) {
+      std::swap(held[random() % held.size()], held.back());
+      Deallocate(held.back().first, held.back().second);
+      held.pop_back();
+    }
+    if (step % 500 == 0) CheckBooks();
+  }
+  for (const auto& [c, p] : held) Deallocate(c, p);
+  EXPECT_GT(Steals(), steals_before);
+}
+
+// A class that misses gets what the others have: from next to nothing to hundreds of slots.
+TEST_F(Front, ABusyClassTakesFromIdleOnes) {
+  const Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  for (int round = 0; round < 20; ++round) {
+    for (unsigned c = 1; c < kNumClasses; ++c) GrowCapacity(index, c);
+  }
+  CheckBooks();
+  constexpr unsigned kBusy = 64;  // 1 KiB
+  uint32_t grown = percpu::CapacityOf(index, kBusy).now;
+  for (int round = 0; round < 400; ++round) grown = GrowCapacity(index, kBusy);
+  CheckBooks();
+  EXPECT_EQ(grown, percpu::CapacityOf(index, kBusy).now);
+  EXPECT_GE(grown, percpu::CapacityOf(index, kBusy).most / 2);
+}
+
+TEST_F(Front, TheBooksAreRightAfterACrowd) {
+  std::vector<std::thread> threads;
+  std::atomic<bool> stop{false};
+  for (unsigned id = 1; id <= 6; ++id) {
+    threads.emplace_back([id] {
+      std::mt19937 random(id);
+      std::vector<std::pair<unsigned, void*>> held;
+      for (int step = 0; step < 20000; ++step) {
+        if (held.size() < 200 && random() % 2 == 0) {
+          const unsigned c = 1 + random() % (kNumClasses - 1);
+          void* p = Allocate(c);
+          ASSERT_NE(p, nullptr);
+          *static_cast<unsigned*>(p) = id;
+          held.emplace_back(c, p);
+        } else if (!held.empty()) {
+          std::swap(held[random() % held.size()], held.back());
+          ASSERT_EQ(*static_cast<unsigned*>(held.back().second), id) << "handed out twice";
+          Deallocate(held.back().first, held.back().second);
+          held.pop_back();
+        }
+      }
+      for (const auto& [c, p] : held) Deallocate(c, p);
+    });
+  }
+  std::thread disturber([&stop] {
+    for (unsigned i = 0; !stop; ++i) {
+      if (percpu::HighestUsed() == 0) continue;
+      const int index = static_cast<int>(i % percpu::HighestUsed());
+      if (i % 3 == 0) {
+        ResizeIndex(index);
+      } else {
+        DrainIndex(index);
+      }
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  stop = true;
+  disturber.join();
+}
+
+// As in a signal handler that interrupted the layers below: frees wait, blocks come from emergency
+// memory, and nothing hangs.
+TEST_F(Front, WhileTheLayersBelowAreLocked) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 50;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 6000; ++i) blocks.push_back(Allocate(kClass));
+  Trim();
+  const uint64_t deferred_before = DeferredBlocks();
+  ASSERT_FALSE(HasDeferred());
+
+  central::LockForFork();
+  void* const emergency = Allocate(kClass);
+  std::set<void*> put_off(blocks.begin(), blocks.end());
+  for (void* p : blocks) Deallocate(kClass, p);
+  const uint64_t deferred = DeferredBlocks() - deferred_before;
+  const bool waiting = HasDeferred();
+  central::UnlockAfterFork();
+
+  ASSERT_NE(emergency, nullptr);
+  EXPECT_TRUE(EmergencyOwns(emergency));
+  EXPECT_GE(EmergencySize(emergency), ClassSize(kClass));
+  EmergencyGive(emergency);
+  EXPECT_TRUE(waiting);
+  EXPECT_GT(deferred, 3000u) << "a slab of this class holds at most 1310";
+  EXPECT_EQ(ReadStats().deferred, DeferredBlocks());
+
+  static uint64_t flushed;
+  flushed = 0;
+  FlushDeferred([](void* p) {
+    ++flushed;
+    Deallocate(kClass, p);
+  });
+  EXPECT_EQ(flushed, deferred);
+  EXPECT_FALSE(HasDeferred());
+}
+
+TEST(Deferred, EachBlockOnceWhoeverFlushes) {
+  constexpr size_t kBlocks = 20000;
+  static std::vector<std::atomic<int>> times(4 * kBlocks);
+  static std::vector<void*> storage(4 * kBlocks * 2);
+  static std::atomic<uint64_t> flushed{0};
+  const auto flush = [](void* p) {
+    ++times[static_cast<size_t>(static_cast<void**>(p) - storage.data()) / 2];
+    ++flushed;
+  };
+  std::vector<std::thread> threads;
+  for (size_t id = 0; id < 4; ++id) {
+    threads.emplace_back([id, flush] {
+      for (size_t i = 0; i < kBlocks; ++i) {
+        Defer(&storage[2 * (id * kBlocks + i)]);
+        if (i % 100 == 99) FlushDeferred(flush);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  FlushDeferred(flush);
+  EXPECT_EQ(flushed, 4 * kBlocks);
+  EXPECT_TRUE(std::all_of(times.begin(), times.end(), [](const auto& n) { return n == 1; }));
+}
+
+}  // namespace
+}  // namespace pcmalloc::front
+
+int main(int argc, char** argv) {
+  using pcmalloc::percpu::Mode;
+  ::testing::InitGoogleTest(&argc, argv);
+  const std::string wanted = argc == 2 ? argv[1] : "";
+  if (wanted != "--mode=cpu" && wanted != "--mode=locked") {
+    fprintf(stderr, "usage: %s --mode=cpu|locked\n", argv[0]);
+    return 2;
+  }
+  const pcmalloc::rseq::Discovery& discovery = pcmalloc::rseq::Discover();
+  const Mode mode = wanted == "--mode=cpu" ? Mode::kCpuId : Mode::kLocked;
+  if (mode == Mode::kCpuId &&
+      (discovery.owner == pcmalloc::rseq::Owner::kNone || !discovery.fence_available)) {
+    printf("SKIPPED: no sections here: %s\n", discovery.reason);
+    return 0;
+  }
+  pcmalloc::percpu::InitTable(discovery.cpu_bound);
+  pcmalloc::percpu::Init(mode, pcmalloc::front::MakeGeometry());
+  return RUN_ALL_TESTS();
+}
