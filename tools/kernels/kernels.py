@@ -80,9 +80,23 @@ def built_programs(arch, progress):
     programs = {}
     for label in bazel("query", "--noshow_progress", "labels(srcs, %s)" % TARGET[arch]).split():
         package, _, name = label.lstrip("/").partition(":")
-        with open(os.path.join(root, package, name), "rb") as file:
+        path = os.path.join(root, package, name)
+        with open(path, "rb") as file:
             programs[name] = file.read()
+        if name == "instructions":
+            programs[name + ".listing"] = listing(path)
     return programs
+
+
+def listing(path):
+    """The disassembly that the instruction test wants and cannot make inside a boot."""
+    done = subprocess.run(["objdump", "--disassemble", "--wide", "--no-show-raw-insn", path],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise Failed("objdump %s: %s" % (path, done.stderr.decode("utf-8", "replace")))
+    # Comments of the disassembler would double its length.
+    return b"\n".join(line.split(b"#", 1)[0].split(b" <", 1)[0]
+                      for line in done.stdout.split(b"\n") if b":\t" in line)
 
 
 def aarch64_libraries(arch, progress):
@@ -170,11 +184,15 @@ def arguments(argv):
     parser.add_argument("--list", action="store_true", help="only say what would be booted")
     parser.add_argument("--quick", action="store_true",
                         help="one kernel of four classes, shorter runs")
+    parser.add_argument("--seconds", type=int, metavar="N",
+                        help="length of each stress run; default 20, with --quick 5")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
     parser.add_argument("--consoles", metavar="DIR", help="keep what each boot printed")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.seconds = options.seconds or (5 if options.quick else 20)
+    return options
 
 
 def choose(options, packages):
@@ -212,10 +230,11 @@ def run(options, progress):
             number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
             choice.expected)
         if options.topology:
-            boots = plan.topology_boots(options.quick)
+            boots = plan.topology_boots(options.seconds)
         else:
             boots = plan.boots_for(choice, programs[choice.arch],
-                                   libcs if choice.arch == "x86_64" else {}, options.quick)
+                                   libcs if choice.arch == "x86_64" else {}, options.quick,
+                                   options.seconds)
         try:
             rows.append(boot_all(choice, boots, programs[choice.arch], progress))
         except fetch.Unavailable as error:
