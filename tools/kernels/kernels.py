@@ -83,9 +83,30 @@ def built_programs(arch, progress):
         path = os.path.join(root, package, name)
         with open(path, "rb") as file:
             programs[name] = file.read()
+        if name == "stress_dynamic":
+            programs.update(shared_libraries(path))
         if name == "instructions":
             programs[name + ".listing"] = listing(path)
     return programs
+
+
+# What belongs to the C library, of which a boot brings its own.
+C_LIBRARY = ("libc", "libm", "libpthread", "libdl", "librt", "ld-linux-x86-64")
+
+
+def shared_libraries(path):
+    """{"/lib/NAME": bytes} of what a program needs beside the C library."""
+    done = subprocess.run(["ldd", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          check=False)
+    if done.returncode != 0:
+        raise Failed("ldd %s: %s" % (path, done.stderr.strip()))
+    found = {}
+    for line in done.stdout.splitlines():
+        name, _, rest = line.strip().partition(" => ")
+        if rest.startswith("/") and name.split(".so")[0] not in C_LIBRARY:
+            with open(rest.split(" ")[0], "rb") as file:
+                found["/lib/" + name] = file.read()
+    return found
 
 
 def listing(path):
@@ -127,8 +148,7 @@ def c_libraries(others, progress):
         found[directory] = {}
         for folder, _, names in os.walk(root):
             for name in names:
-                if name.split(".so")[0] in ("libc", "libm", "libpthread", "libdl", "librt",
-                                            "ld-linux-x86-64"):
+                if name.split(".so")[0] in C_LIBRARY:
                     path = os.path.join(folder, name)
                     if not os.path.islink(path):
                         with open(path, "rb") as file:
@@ -142,7 +162,8 @@ def archive_for(one, programs):
     files = dict(more)
     files["plan"] = one.text.encode()
     for name in names:
-        files["init" if name == "init" else "bin/" + name] = programs[name]
+        place = name[1:] if name.startswith("/") else "init" if name == "init" else "bin/" + name
+        files[place] = programs[name]
     return initramfs.newc(files)
 
 

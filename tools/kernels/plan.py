@@ -11,8 +11,8 @@ Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more fi
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
 # The layers' own tests: name, program and its arguments.
 UNITS = (("lock", ("lock_unit",)),
-         # All but the case that measures time.
-         ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds")),
+         # All but the cases that measure time or fill the emulated CPUs with spinning threads.
+         ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
          ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
          ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # Emulation on a busy machine is slow: a limit only ends what hangs.
@@ -82,6 +82,8 @@ def boots_for(choice, programs, libcs, quick, seconds):
         # Asked for the legacy scheme: granted only where the kernel rewrites.
         plan.stress("stress_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy")
     for name, words in UNITS:
+        if name == "slabs_cid" and release < catalogue.FIRST_WITH_LENGTHS:
+            continue
         wanted.add(words[0])
         plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
     if not quick and "instructions" in programs and choice.expected != "NO_RSEQ":
@@ -89,11 +91,12 @@ def boots_for(choice, programs, libcs, quick, seconds):
         plan.run("preempt", 240, "TMPDIR=/tmp", "/bin/instructions")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
+        wanted |= {name for name in programs if name.startswith("/lib/")}
         for directory, contents in sorted(libcs.items()):
             files.update(contents)
             loader = next(path for path in contents if "/ld-linux" in path)
             plan.stress("stress_libc_" + directory.replace(".", "_"), seconds,
-                        program=("/" + loader, "--library-path", "/" + directory, "--preload",
+                        program=("/" + loader, "--library-path", "/%s:/lib" % directory, "--preload",
                                  "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
     boots = [plan.boot("plain", _files(wanted, files))]
     if not quick and catalogue.modern_enough_for_debug(release):
