@@ -123,13 +123,14 @@ def topology_boots(seconds):
     boots = []
 
     plan = _Plan()
+    plan.run("detect", 10, "/bin/detect")
     plan.lines.append("offline 1")
     plan.run("mode", 10, "/bin/mode")
     for mode in ("v2safe-cpu", "v2safe-cid"):
         plan.stress("stress_gap_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
         plan.stress("stress_toggle_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode, flags="toggle")
         plan.stress("stress_cpuset_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode, flags="cpuset")
-    boots.append(plan.boot("hotplug", wanted, cpus=4))
+    boots.append(plan.boot("hotplug", _files({"init", "detect", "mode", "stress"}), cpus=4))
 
     plan = _Plan(mounted=False)
     plan.run("mode", 10, "/bin/mode")
