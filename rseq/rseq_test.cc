@@ -185,14 +185,31 @@ TEST_P(EveryLinkage, RegistersItsOwnAreaThreadByThread) {
 }
 
 TEST_P(EveryLinkage, RegistersExactly32BytesOnRequest) {
-  const Answers answers =
-      Probe({.binary = GetParam(), .libc_registers = false}, "request32,discover,threads");
+  const Answers answers = Probe({.binary = GetParam(), .libc_registers = false},
+                                "feature33,request32,discover,threads");
   EXPECT_EQ(answers["request32"], 1);
   EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
   EXPECT_EQ(answers["registered_length"], 32);
   EXPECT_EQ(answers["cached_word"], 1);
   EXPECT_EQ(answers["line_rest"], 32);
   EXPECT_EQ(answers["threads_usable"], 1000);
+}
+
+TEST_P(EveryLinkage, RegistersAsManyBytesAsTheKernelHasFeatures) {
+  const Answers answers = Probe({.binary = GetParam(), .libc_registers = false},
+                                "feature33,discover,threads,fork,unregister,end");
+  if (answers["feature_size"] == 0) GTEST_SKIP() << "this kernel names no feature size";
+  EXPECT_EQ(answers["feature_size"], 33);
+  EXPECT_EQ(answers["owner"], static_cast<long>(Owner::kOwn));
+  EXPECT_EQ(answers["registered_length"], 33);
+  EXPECT_EQ(answers["cached_word"], 0);
+  EXPECT_EQ(answers["line_rest"], 0);
+  EXPECT_GE(answers["cpu_id"], 0);
+  EXPECT_EQ(answers["threads_before_uninitialized"], 1000);
+  EXPECT_EQ(answers["threads_usable"], 1000);
+  EXPECT_EQ(answers["forked_usable"], 1);
+  EXPECT_EQ(answers["unregister_cpu_id"], -2);
+  EXPECT_EQ(answers["end_cpu_id_3"], -2);
 }
 
 TEST(Registration, RequestFor32BytesLeavesTheCLibrarysAlone) {

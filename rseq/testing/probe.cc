@@ -54,6 +54,17 @@ void LookInitial() {
   Print("initial_cpu_id", CpuId());
 }
 
+// Lets the kernel claim 33 bytes of features, as Linux 7 does, in the aux vector that the C library
+// reads: it follows the environment.
+void LookFeature33() {
+  char** end = environ;
+  while (*end != nullptr) ++end;
+  constexpr unsigned long kFeatureSize = 27;
+  for (auto* entry = reinterpret_cast<unsigned long*>(end + 1); entry[0] != 0; entry += 2) {
+    if (entry[0] == kFeatureSize) entry[1] = 33;
+  }
+}
+
 void LookRequest32() { Print("request32", rseq::RequestLength32()); }
 
 void LookDiscover() {
@@ -306,12 +317,19 @@ constexpr struct {
   const char* name;
   void (*look)();
 } kLooks[] = {
-    {"initial", LookInitial},   {"request32", LookRequest32},
-    {"foreign", LookForeign},   {"race", LookRace},
-    {"discover", LookDiscover}, {"threads", LookThreads},
-    {"fork", LookFork},         {"unregister", LookUnregister},
-    {"vfork", LookVfork},       {"detached", LookDetached},
-    {"end", LookEnd},           {"end_unregistered", LookEndUnregistered},
+    {"initial", LookInitial},
+    {"feature33", LookFeature33},
+    {"request32", LookRequest32},
+    {"foreign", LookForeign},
+    {"race", LookRace},
+    {"discover", LookDiscover},
+    {"threads", LookThreads},
+    {"fork", LookFork},
+    {"unregister", LookUnregister},
+    {"vfork", LookVfork},
+    {"detached", LookDetached},
+    {"end", LookEnd},
+    {"end_unregistered", LookEndUnregistered},
 };
 
 }  // namespace

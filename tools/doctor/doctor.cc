@@ -17,6 +17,8 @@
 #include "tools/doctor/report.h"
 
 ABSL_FLAG(bool, json, false, "write JSON instead of a table");
+ABSL_FLAG(bool, probe, false, "try out what the kernel does with restartable sequences");
+ABSL_FLAG(std::string, fake_kernel, "", "a kernel that the probe plays (for tests)");
 ABSL_FLAG(std::string, library, "out/libpcmalloc.so", "the library to preload and ask");
 ABSL_FLAG(std::string, root, "", "stands in front of /proc and /sys (for tests)");
 
@@ -26,14 +28,18 @@ int main(int argc, char** argv) {
 
   absl::SetProgramUsageMessage(
       "says what this machine offers to pcmalloc, which mode the library takes here, and why\n"
-      "Usage: pcm doctor [--json]");
+      "Usage: pcm doctor [--json] [--probe]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     fprintf(stderr, "doctor: unexpected argument: %s\n", arguments[1]);
     return 2;
   }
 
-  const doctor::Facts facts = doctor::GatherFacts(absl::GetFlag(FLAGS_root));
+  doctor::Facts facts = doctor::GatherFacts(absl::GetFlag(FLAGS_root));
+  if (absl::GetFlag(FLAGS_probe)) {
+    facts.behaviour =
+        doctor::ProbeKernel(doctor::FakeKernelByName(absl::GetFlag(FLAGS_fake_kernel)));
+  }
   const doctor::Answer answer = doctor::AskLibrary(absl::GetFlag(FLAGS_library));
   const char* no_colour = getenv("NO_COLOR");
   const bool colour = isatty(STDOUT_FILENO) != 0 && (no_colour == nullptr || no_colour[0] == '\0');

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ DOCTOR, LIBRARY = (os.path.abspath(path) for path in (sys.argv.pop(1), sys.argv.
 
 KEYS = {"mode", "reason", "kernel", "machine", "libc", "registered_length", "feature_size", "align",
         "cpus_possible", "cpus_online", "cpus_allowed", "cpus_used", "membarrier_rseq",
-        "membarrier_cpu", "page_size", "thp", "overcommit", "preload_active", "preload_mode",
+        "membarrier_cpu", "class32", "classV2", "page_size", "thp", "overcommit", "preload_active", "preload_mode",
         "advice"}
 MODES = {"v2safe-cpu", "v2safe-cid", "legacy", "locked"}
 SYSTEM_CALL_RSEQ = {"x86_64": 334, "aarch64": 293}.get(platform.machine())
@@ -113,6 +114,40 @@ class DoctorTest(unittest.TestCase):
         findings = self.findings("--root=/nonexistent")
         for key in ("cpus_possible", "cpus_online", "thp", "overcommit"):
             self.assertEqual(findings[key], "unknown", key)
+
+    def test_probe(self):
+        self.assertIsNone(self.findings()["class32"])
+        findings = self.findings("--probe")
+        if findings["rseq_error"]:
+            self.assertEqual(findings["class32"], "NO_RSEQ")
+            return
+        self.assertIn(findings["class32"], ("CACHE_OK", "NO_CACHE", "NO_RSEQ"))
+        self.assertIn(findings["classV2"], ("OK", "NO_RSEQ", "none"))
+        release = tuple(int(part) for part in re.findall("[0-9]+", findings["kernel"])[:2])
+        if (4, 18) <= release < (6, 19):
+            self.assertEqual(findings["class32"], "CACHE_OK")
+            # A length above 32 is accepted from Linux 6.3 on.
+            self.assertEqual(findings["classV2"], "OK" if release >= (6, 3) else "none")
+
+    def test_probe_of_kernels_that_misbehave(self):
+        if self.findings()["rseq_error"]:
+            self.skipTest("rseq is not to be had here")
+        for kernel, class32, words in (
+                ("keeps-mark", "NO_CACHE", "google/tcmalloc before its fix corrupts memory"),
+                ("kills", "NO_CACHE", "google/tcmalloc before its fix corrupts memory"),
+                ("never-aborts", "NO_RSEQ", "rseq must not be used on this kernel"),
+                ("hangs", "unknown", "no full answer")):
+            with self.subTest(kernel=kernel):
+                findings = self.findings("--probe", f"--fake_kernel={kernel}")
+                self.assertEqual(findings["class32"], class32)
+                self.assertIn(words, findings["advice"])
+                self.assertEqual("Nothing to do" in findings["advice"], kernel == "hangs")
+
+    @unittest.skipUnless(SYSTEM_CALL_RSEQ, "number of the system call is not known")
+    def test_probe_where_rseq_is_refused(self):
+        findings = self.findings("--probe", preexec_fn=lambda: refuse_rseq(38))
+        self.assertEqual((findings["class32"], findings["classV2"]), ("NO_RSEQ", "none"))
+        self.assertNotIn("must not be used", findings["advice"])
 
     def test_table(self):
         done = run()

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "tools/doctor/behaviour.h"
 
 namespace pcmalloc::doctor {
 
@@ -39,6 +40,8 @@ struct Facts {
   bool membarrier_rseq = false;  // the fence that aborts sections works
   bool membarrier_cpu = false;   // and takes a CPU number
   int membarrier_error = 0;      // why not
+
+  std::optional<Behaviour> behaviour;  // set by the caller who wants the kernel probed
 
   uint64_t page_size = 0;
   std::string thp;         // always, madvise, never

@@ -16,6 +16,7 @@
 namespace pcmalloc::doctor {
 namespace {
 
+constexpr char kNotAsked[] = "not tried out; --probe does";
 constexpr absl::string_view kBold = "\033[1m";
 constexpr absl::string_view kGreen = "\033[32m";
 constexpr absl::string_view kYellow = "\033[33m";
@@ -89,11 +90,17 @@ bool PerCpuActive(const Answer& answer) {
 }
 
 std::string Advice(const Facts& facts, const Answer& answer) {
+  const bool probed = facts.behaviour.has_value();
+  const std::string meaning = probed ? Meaning(*facts.behaviour, facts.machine) : "";
   if (answer.mode.empty()) {
-    return "The library could not be asked: build it with ./pcm build, and see the error above.";
+    return absl::StrCat(
+        "The library could not be asked: build it with ./pcm build, and see the error above.",
+        probed ? " " : "", meaning);
   }
   std::string advice;
-  if (answer.mode == "legacy") {
+  if (probed && NeedsAction(*facts.behaviour)) {
+    advice = meaning;
+  } else if (answer.mode == "legacy") {
     advice =
         "Per-CPU caches are on in the legacy scheme, which is meant for comparison: take "
         "rseq:legacy out of PCMALLOC_CONF.";
@@ -115,6 +122,7 @@ std::string Advice(const Facts& facts, const Answer& answer) {
         "Per-CPU caches are off though rseq works here: see the reason above, and whether "
         "PCMALLOC_CONF asks for rseq:locked.";
   }
+  if (probed && !NeedsAction(*facts.behaviour)) absl::StrAppend(&advice, " ", meaning);
   if (facts.thp == "never") {
     absl::StrAppend(&advice,
                     " Transparent hugepages are off: large heaps take more page faults; consider "
@@ -139,6 +147,8 @@ std::string Table(const Facts& facts, const Answer& answer, bool colour) {
       {"feature size", Said(facts.feature_size)},
       {"alignment", Said(facts.align)},
       {"fence (membarrier)", Membarrier(facts)},
+      {"kernel, 32 bytes", facts.behaviour ? Words32(*facts.behaviour) : kNotAsked},
+      {"kernel, longer", facts.behaviour ? WordsV2(*facts.behaviour) : kNotAsked},
       {"CPUs possible", Cpus(facts.cpus_possible)},
       {"CPUs online", Cpus(facts.cpus_online)},
       {"CPUs allowed", Cpus(facts.cpus_allowed)},
@@ -203,6 +213,9 @@ std::string Json(const Facts& facts, const Answer& answer) {
       {"cpus_used", JsonString(facts.cpus_used)},
       {"membarrier_rseq", truth(facts.membarrier_rseq)},
       {"membarrier_cpu", truth(facts.membarrier_cpu)},
+      {"class32",
+       facts.behaviour ? JsonString(rseq::Name(facts.behaviour->exact32.value)) : "null"},
+      {"classV2", facts.behaviour ? JsonString(rseq::Name(facts.behaviour->longer.value)) : "null"},
       {"page_size", absl::StrCat(facts.page_size)},
       {"thp", JsonString(facts.thp)},
       {"overcommit", NumberOr(facts.overcommit)},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: the doctor's findings as a table for people and as JSON for programs, and its advice.
-// Invariants: pure functions of their arguments; the JSON's keys are stable.
+// Invariants: pure functions of their arguments; the JSON's keys are stable (null: not asked for).
 // Cost: none to speak of.
 #ifndef PCMALLOC_TOOLS_DOCTOR_REPORT_H_
 #define PCMALLOC_TOOLS_DOCTOR_REPORT_H_

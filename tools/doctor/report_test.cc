@@ -54,6 +54,8 @@ TEST(TableTest, Golden) {
   feature size        28 bytes
   alignment           32 bytes
   fence (membarrier)  yes, one CPU at a time
+  kernel, 32 bytes    not tried out; --probe does
+  kernel, longer      not tried out; --probe does
   CPUs possible       8 (0-7)
   CPUs online         4 (0-3)
   CPUs allowed        3 (0,2-3)
@@ -98,6 +100,78 @@ TEST(AdviceTest, MentionsHugepagesThatAreOff) {
   EXPECT_THAT(Advice(facts, PerCpu()), Not(HasSubstr("hugepages")));
   facts.thp = "never";
   EXPECT_THAT(Advice(facts, PerCpu()), HasSubstr("hugepages"));
+}
+
+rseq::ProbeResult Rounds(int aborted, int rewritten) {
+  rseq::ProbeResult result;
+  result.finished = true;
+  result.aborted = aborted;
+  result.rewritten = rewritten;
+  result.nanoseconds = 340'000;
+  return result;
+}
+
+Facts Probed(rseq::ProbeResult exact32, rseq::ProbeResult longer) {
+  Facts facts = Server();
+  facts.behaviour = {.exact32 = {rseq::Classify32(exact32, exact32), exact32},
+                     .longer = {rseq::ClassifyV2(longer), longer},
+                     .longer_length = 33};
+  return facts;
+}
+
+TEST(BehaviourTest, WhenAllIsWell) {
+  const Facts facts = Probed(Rounds(3, 3), Rounds(3, 0));
+  const std::string table = Table(facts, PerCpu(), /*colour=*/false);
+  EXPECT_THAT(table, HasSubstr("kernel, 32 bytes    CACHE_OK: sections are aborted and "
+                               "cpu_id_start is rewritten (0.3 ms)\n"));
+  EXPECT_THAT(table, HasSubstr("kernel, longer      OK: 33 bytes accepted, sections are aborted"));
+  EXPECT_THAT(Advice(facts, PerCpu()), HasSubstr("Nothing to do: per-CPU caches are on. The "));
+  const std::string json = Json(facts, PerCpu());
+  EXPECT_THAT(json, HasSubstr("\"class32\": \"CACHE_OK\""));
+  EXPECT_THAT(json, HasSubstr("\"classV2\": \"OK\""));
+  EXPECT_THAT(Json(Server(), PerCpu()), HasSubstr("\"class32\": null"));
+}
+
+TEST(BehaviourTest, WarnsOfMarksThatSurvive) {
+  const Facts facts = Probed(Rounds(3, 0), Rounds(3, 0));
+  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class32\": \"NO_CACHE\""));
+  const std::string advice = Advice(facts, PerCpu());
+  EXPECT_THAT(advice, HasSubstr("google/tcmalloc before its fix corrupts memory"));
+  EXPECT_THAT(advice, Not(HasSubstr("Nothing to do")));
+}
+
+TEST(BehaviourTest, WarnsOfSectionsThatAreNotAborted) {
+  // The two kernels of arm64: without any abort, and with the mark rewritten nevertheless.
+  for (const int rewritten : {0, 3}) {
+    Facts facts = Probed(Rounds(0, rewritten), Rounds(0, 0));
+    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class32\": \"NO_RSEQ\""));
+    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"classV2\": \"NO_RSEQ\""));
+    facts.machine = "aarch64";
+    const std::string advice = Advice(facts, PerCpu());
+    EXPECT_THAT(advice, HasSubstr("arm64: rseq must not be used on this kernel"));
+    EXPECT_THAT(advice, Not(HasSubstr("Nothing to do")));
+  }
+}
+
+TEST(BehaviourTest, NamesWhatWasInTheWay) {
+  rseq::ProbeResult hindered;
+  hindered.obstacle = "cannot make a process (clone)";
+  hindered.error = EPERM;
+  const Facts facts = Probed(hindered, hindered);
+  EXPECT_THAT(Table(facts, PerCpu(), /*colour=*/false),
+              HasSubstr("unknown: cannot make a process (clone): EPERM\n"));
+  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"classV2\": \"unknown\""));
+  EXPECT_THAT(Advice(facts, PerCpu()), HasSubstr("no full answer"));
+}
+
+TEST(BehaviourTest, NoRseqAtAllIsNoBrokenKernel) {
+  rseq::ProbeResult refused;
+  refused.registration_error = ENOSYS;
+  Facts facts = Probed(refused, refused);
+  const Answer locked = ParseAnswer("locked\nno rseq\n", "", "");
+  EXPECT_THAT(Json(facts, locked), HasSubstr("\"class32\": \"NO_RSEQ\""));
+  EXPECT_THAT(Json(facts, locked), HasSubstr("\"classV2\": \"none\""));
+  EXPECT_THAT(Advice(facts, locked), Not(HasSubstr("must not be used")));
 }
 
 TEST(ParseAnswerTest, TakesModeAndReason) {

@@ -77,7 +77,11 @@ def row_of(choice, boots, results):
         _judge_probe(choice, boot, result, row, wrong)
         for index, number in enumerate(_cell_stress(boot, result, wrong)):
             stress[index] += number
-        _judge_units(boot, result, tests, wrong)
+        for index, number in enumerate(_judge_units(boot, result, "unit_", wrong)):
+            tests[index] += number
+        preempted = _judge_units(boot, result, "preempt", wrong)
+        if preempted[1]:
+            row["preemption"] = "%d/%d" % preempted
         row["log"] += result.log
         row["consoles"][boot.name] = result.console
     row["stress"] = "%d/%d" % tuple(stress) if stress[1] else None
@@ -94,9 +98,11 @@ def _judge_probe(choice, boot, result, row, wrong):
     if "probe" in asked:
         _is(probe.get("status"), "0", "%s, probe" % boot.name, wrong)
         if boot.name == "plain":
-            row["class"] = probe.get("class", "unknown")
+            # What an independent probe says, and what the library's says: both must be right.
+            row["class"] = result.program("detect").get("class", "unknown")
             row["feature_size"] = probe.get("feature_size")
             _is(row["class"], choice.expected, "class", wrong)
+            _is(probe.get("class"), choice.expected, "class by the independent probe", wrong)
         else:
             _is(probe.get("killed"), "0", "%s, killed" % boot.name, wrong)
     if "same_core" in asked:
@@ -121,15 +127,18 @@ def _judge_probe(choice, boot, result, row, wrong):
             wrong.append("%s: %s slabs for 3 threads" % (boot.name, said.get("slabs")))
 
 
-def _judge_units(boot, result, tests, wrong):
-    for name in [name for name in programs_of(boot) if name.startswith("unit_")]:
+def _judge_units(boot, result, prefix, wrong):
+    """(passed, run) test cases of the programs whose names begin so."""
+    all_passed = all_run = 0
+    for name in [name for name in programs_of(boot) if name.startswith(prefix)]:
         said = result.program(name)
         passed, failed = int(said.get("passed", 0)), int(said.get("failed", 0))
-        tests[0] += passed
-        tests[1] += passed + failed
+        all_passed += passed
+        all_run += passed + failed
         if said.get("status") != "0" or passed == 0:
             wrong.append("%s, %s: exit status %s, %d passed, %d failed" % (
                 boot.name, name, said.get("status"), passed, failed))
+    return all_passed, all_run
 
 
 def not_available(choice):

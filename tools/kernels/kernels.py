@@ -27,7 +27,7 @@ import report
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
-TARGET = "//tests/kernels:programs"
+TARGET = {"x86_64": "//tests/kernels:programs", "arm64": "//tests/kernels:programs_aarch64"}
 # The C libraries that dynamic programs run with: one that registers 32 bytes, one that registers
 # the length that the kernel advertises.
 LIBC_SUITES = ("bookworm", "trixie")
@@ -75,10 +75,10 @@ def built_programs(arch, progress):
     """{name: bytes} of the test programs for an architecture."""
     progress.show("building the test programs")
     config = CONFIG[arch] + aarch64_libraries(arch, progress)
-    bazel("build", "--noshow_progress", "--color=no", *config, TARGET)
+    bazel("build", "--noshow_progress", "--color=no", *config, TARGET[arch])
     root = bazel("info", *config, "bazel-bin").strip()
     programs = {}
-    for label in bazel("query", "--noshow_progress", "labels(srcs, %s)" % TARGET).split():
+    for label in bazel("query", "--noshow_progress", "labels(srcs, %s)" % TARGET[arch]).split():
         package, _, name = label.lstrip("/").partition(":")
         with open(os.path.join(root, package, name), "rb") as file:
             programs[name] = file.read()

@@ -9,6 +9,10 @@ import catalogue
 Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files")
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
+# The layers' own tests: name, program and its arguments.
+UNITS = (("lock", ("lock_unit",)), ("probe", ("probe_unit",)),
+         ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
+         ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # Emulation on a busy machine is slow: a limit only ends what hangs.
 PATIENCE = 60
 
@@ -57,23 +61,23 @@ def boots_for(choice, programs, libcs, quick):
     release = choice.package.release
     plan = _Plan()
     plan.run("probe", 10, OWN_AREA, "/bin/probe")
+    plan.run("detect", 10, "/bin/detect")
     plan.run("same_core", 10, OWN_AREA, "/bin/same_core_test", "2")
-    wanted = {"init", "probe", "same_core_test"}
+    plan.run("mode", 10, "/bin/mode")
+    plan.run("mode_own", 10, OWN_AREA, "/bin/mode")
+    wanted = {"init", "probe", "detect", "same_core_test", "mode", "stress"}
     files = {}
-    if "mode" in programs:
-        wanted |= {"mode", "stress"}
-        plan.run("mode", 10, "/bin/mode")
-        plan.run("mode_own", 10, OWN_AREA, "/bin/mode")
-        modes = stress_modes(choice.expected, release)
-        for mode in modes:
-            plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
-        if choice.expected != "NO_RSEQ":
-            # Registered by the library itself, at the length that the kernel advertises.
-            plan.stress("stress_own", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:v2safe-cpu")
-    tests = sorted(name for name in programs if name.endswith("_unit"))
-    for name in tests:
-        wanted.add(name)
-        plan.run("unit_" + name[:-len("_unit")], 60, "TMPDIR=/tmp", "/bin/" + name)
+    for mode in stress_modes(choice.expected, release):
+        plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    if choice.expected != "NO_RSEQ":
+        # Registered by the library itself, at the length that the kernel advertises.
+        plan.stress("stress_own", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:v2safe-cpu")
+    for name, words in UNITS:
+        wanted.add(words[0])
+        plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
+    if "instructions" in programs and choice.expected != "NO_RSEQ":
+        wanted.add("instructions")
+        plan.run("preempt", 60, "TMPDIR=/tmp", "/bin/instructions")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
         for directory, contents in sorted(libcs.items()):
@@ -83,7 +87,7 @@ def boots_for(choice, programs, libcs, quick):
                         program=("/" + loader, "--library-path", "/" + directory, "--preload",
                                  "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
     boots = [plan.boot("plain", _files(wanted, files))]
-    if "mode" in programs and not quick and catalogue.modern_enough_for_debug(release):
+    if not quick and catalogue.modern_enough_for_debug(release):
         boots.append(_debug_boot(choice, seconds))
     return boots
 
