@@ -93,6 +93,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* Pop(uintptr_t size_class) {
   if (item == nullptr) __builtin_unreachable();
   return item;
 miss:
+  PCM_ASM_GOTO_BARRIER();  // as in ops_x86_64.h
   return nullptr;
 }
 

@@ -143,7 +143,7 @@ TEST(CentralList, RefusesWhoeverHoldsItsLock) {
   EXPECT_EQ(shortage, Shortage::kReentrant);
   EXPECT_EQ(list.Give(5, objects.data(), 10), 0u);
   EXPECT_FALSE(list.LockForFork());
-  list.UnlockAfterFork();
+  list.UnlockAfterFork(false);
   EXPECT_EQ(list.Give(5, objects.data(), 10), 10u);
 }
 

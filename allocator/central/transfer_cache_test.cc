@@ -108,7 +108,7 @@ TEST_F(TransferCache, RefusesWhoeverHoldsTheLocks) {
     std::this_thread::yield();
     ASSERT_FALSE(given);
   }
-  UnlockAfterFork(/*in_child=*/false);
+  UnlockAfterFork(false);
   other.join();
   EXPECT_TRUE(given);
 }

@@ -237,7 +237,7 @@ TEST_F(Front, WhileTheLayersBelowAreLocked) {
   for (void* p : blocks) Deallocate(kClass, p);
   const uint64_t deferred = DeferredBlocks() - deferred_before;
   const bool waiting = HasDeferred();
-  central::UnlockAfterFork();
+  central::UnlockAfterFork(false);
 
   ASSERT_NE(emergency, nullptr);
   EXPECT_TRUE(EmergencyOwns(emergency));
