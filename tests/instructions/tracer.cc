@@ -60,9 +60,12 @@ size_t DebugRegister(int number) {
 Disassembly::Disassembly() {
   char executable[4096] = {};
   if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0) return;
+  // Where there is no objdump its output may lie beside the program.
+  const std::string ready = absl::StrFormat("%s.listing", executable);
   const std::string command =
       absl::StrFormat("objdump --disassemble --wide --no-show-raw-insn '%s'", executable);
-  FILE* const listing = popen(command.c_str(), "r");
+  const bool is_ready = access(ready.c_str(), R_OK) == 0;
+  FILE* const listing = is_ready ? fopen(ready.c_str(), "re") : popen(command.c_str(), "r");
   if (listing == nullptr) return;
   char line[4096];
   while (fgets(line, sizeof(line), listing) != nullptr) {
@@ -74,7 +77,7 @@ Disassembly::Disassembly() {
       instructions_[address + LoadBias()] = colon + 2;
     }
   }
-  if (pclose(listing) != 0) instructions_.clear();
+  if ((is_ready ? fclose(listing) : pclose(listing)) != 0) instructions_.clear();
 }
 
 SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {

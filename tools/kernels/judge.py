@@ -19,12 +19,12 @@ def programs_of(boot):
     return [line.split()[1] for line in boot.text.split("\n") if line.startswith("run ")]
 
 
-def _cell_stress(boot, result, wrong):
+def _cell_stress(choice, boot, result, wrong):
     """(passed, run) of the stress runs of one boot."""
     names = [name for name in programs_of(boot) if name.startswith("stress")]
     passed = 0
     for name in names:
-        problem = _stress_problem(name, result.program(name))
+        problem = _stress_problem(choice, name, result.program(name))
         if problem:
             wrong.append("%s, %s: %s" % (boot.name, name, problem))
         else:
@@ -32,22 +32,24 @@ def _cell_stress(boot, result, wrong):
     return passed, len(names)
 
 
-def _stress_problem(name, said):
+def _stress_problem(choice, name, said):
     if said.get("status") != "0":
         return "exit status %s" % said.get("status", "none")
     if ("toggle" in name or "cpuset" in name) and int(said.get("changes", 0)) == 0:
         return "the CPUs never changed"
-    return _summary_problem(name, said.get("json"))
+    asked = next((mode for mode in MODES if mode in name), None)
+    if asked == "legacy":
+        asked = plan.legacy_mode(choice.expected)
+    return _summary_problem(asked, said.get("json"))
 
 
-def _summary_problem(name, text):
+def _summary_problem(mode, text):
     """What is wrong with the summary of a run that passed, or None."""
     try:
         summary = json.loads(text or "")
     except ValueError:
         return "no summary"
-    asked = [mode for mode in MODES if mode in name]
-    if asked and summary.get("mode") != asked[0]:
+    if mode is not None and summary.get("mode") != mode:
         return "ran in mode %s" % summary.get("mode")
     if not summary.get("operations") or not summary.get("drains"):
         return "did %s operations, %s drains" % (summary.get("operations"), summary.get("drains"))
@@ -75,7 +77,7 @@ def row_of(choice, boots, results):
             if key in result.values:
                 wrong.append("%s: %s %s" % (boot.name, key, result.values[key]))
         _judge_probe(choice, boot, result, row, wrong)
-        for index, number in enumerate(_cell_stress(boot, result, wrong)):
+        for index, number in enumerate(_cell_stress(choice, boot, result, wrong)):
             stress[index] += number
         for index, number in enumerate(_judge_units(boot, result, "unit_", wrong)):
             tests[index] += number

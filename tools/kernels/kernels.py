@@ -80,9 +80,44 @@ def built_programs(arch, progress):
     programs = {}
     for label in bazel("query", "--noshow_progress", "labels(srcs, %s)" % TARGET[arch]).split():
         package, _, name = label.lstrip("/").partition(":")
-        with open(os.path.join(root, package, name), "rb") as file:
+        path = os.path.join(root, package, name)
+        with open(path, "rb") as file:
             programs[name] = file.read()
+        if name == "stress_dynamic":
+            programs.update(shared_libraries(path))
+        if name == "instructions":
+            programs[name + ".listing"] = listing(path)
     return programs
+
+
+# What belongs to the C library, of which a boot brings its own.
+C_LIBRARY = ("libc", "libm", "libpthread", "libdl", "librt", "ld-linux-x86-64")
+
+
+def shared_libraries(path):
+    """{"/lib/NAME": bytes} of what a program needs beside the C library."""
+    done = subprocess.run(["ldd", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          check=False)
+    if done.returncode != 0:
+        raise Failed("ldd %s: %s" % (path, done.stderr.strip()))
+    found = {}
+    for line in done.stdout.splitlines():
+        name, _, rest = line.strip().partition(" => ")
+        if rest.startswith("/") and name.split(".so")[0] not in C_LIBRARY:
+            with open(rest.split(" ")[0], "rb") as file:
+                found["/lib/" + name] = file.read()
+    return found
+
+
+def listing(path):
+    """The disassembly that the instruction test wants and cannot make inside a boot."""
+    done = subprocess.run(["objdump", "--disassemble", "--wide", "--no-show-raw-insn", path],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise Failed("objdump %s: %s" % (path, done.stderr.decode("utf-8", "replace")))
+    # Comments of the disassembler would double its length.
+    return b"\n".join(line.split(b"#", 1)[0].split(b" <", 1)[0]
+                      for line in done.stdout.split(b"\n") if b":\t" in line)
 
 
 def aarch64_libraries(arch, progress):
@@ -113,8 +148,7 @@ def c_libraries(others, progress):
         found[directory] = {}
         for folder, _, names in os.walk(root):
             for name in names:
-                if name.split(".so")[0] in ("libc", "libm", "libpthread", "libdl", "librt",
-                                            "ld-linux-x86-64"):
+                if name.split(".so")[0] in C_LIBRARY:
                     path = os.path.join(folder, name)
                     if not os.path.islink(path):
                         with open(path, "rb") as file:
@@ -128,7 +162,8 @@ def archive_for(one, programs):
     files = dict(more)
     files["plan"] = one.text.encode()
     for name in names:
-        files["init" if name == "init" else "bin/" + name] = programs[name]
+        place = name[1:] if name.startswith("/") else "init" if name == "init" else "bin/" + name
+        files[place] = programs[name]
     return initramfs.newc(files)
 
 
@@ -170,11 +205,15 @@ def arguments(argv):
     parser.add_argument("--list", action="store_true", help="only say what would be booted")
     parser.add_argument("--quick", action="store_true",
                         help="one kernel of four classes, shorter runs")
+    parser.add_argument("--seconds", type=int, metavar="N",
+                        help="length of each stress run; default 20, with --quick 5")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
     parser.add_argument("--consoles", metavar="DIR", help="keep what each boot printed")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.seconds = options.seconds or (5 if options.quick else 20)
+    return options
 
 
 def choose(options, packages):
@@ -212,10 +251,11 @@ def run(options, progress):
             number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
             choice.expected)
         if options.topology:
-            boots = plan.topology_boots(options.quick)
+            boots = plan.topology_boots(options.seconds)
         else:
             boots = plan.boots_for(choice, programs[choice.arch],
-                                   libcs if choice.arch == "x86_64" else {}, options.quick)
+                                   libcs if choice.arch == "x86_64" else {}, options.quick,
+                                   options.seconds)
         try:
             rows.append(boot_all(choice, boots, programs[choice.arch], progress))
         except fetch.Unavailable as error:

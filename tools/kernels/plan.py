@@ -10,7 +10,9 @@ Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more fi
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
 # The layers' own tests: name, program and its arguments.
-UNITS = (("lock", ("lock_unit",)), ("probe", ("probe_unit",)),
+UNITS = (("lock", ("lock_unit",)),
+         # All but the cases that measure time or fill the emulated CPUs with spinning threads.
+         ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
          ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
          ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # Emulation on a busy machine is slow: a limit only ends what hangs.
@@ -18,6 +20,11 @@ PATIENCE = 60
 
 EXPECTED_MODE = {"CACHE_OK": "v2safe-cpu", "NO_CACHE": "v2safe-cpu", "V2": "v2safe-cpu",
                  "NO_RSEQ": "locked"}
+
+
+def legacy_mode(expected):
+    """The mode that must come of rseq:legacy on x86_64, with an area of the library's own."""
+    return "v2safe-cpu" if expected == "NO_CACHE" else "legacy"
 
 
 def stress_modes(expected, release):
@@ -51,13 +58,12 @@ class _Plan:
         return Boot(name, text, self.seconds, cpus, append, smp_more, files)
 
 
-def boots_for(choice, programs, libcs, quick):
+def boots_for(choice, programs, libcs, quick, seconds):
     """The boots of one kernel.
 
     programs: names of what was built for the architecture; libcs: {directory in the initramfs: files}
-    of the C libraries to run dynamic programs with.
+    of the C libraries to run dynamic programs with; seconds: length of each stress run.
     """
-    seconds = 5 if quick else 20
     release = choice.package.release
     plan = _Plan()
     plan.run("probe", 10, OWN_AREA, "/bin/probe")
@@ -72,19 +78,25 @@ def boots_for(choice, programs, libcs, quick):
     if choice.expected != "NO_RSEQ":
         # Registered by the library itself, at the length that the kernel advertises.
         plan.stress("stress_own", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:v2safe-cpu")
+    if choice.arch == "x86_64":
+        # Asked for the legacy scheme: granted only where the kernel rewrites.
+        plan.stress("stress_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy")
     for name, words in UNITS:
+        if name == "slabs_cid" and release < catalogue.FIRST_WITH_LENGTHS:
+            continue
         wanted.add(words[0])
         plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
-    if "instructions" in programs and choice.expected != "NO_RSEQ":
-        wanted.add("instructions")
-        plan.run("preempt", 60, "TMPDIR=/tmp", "/bin/instructions")
+    if not quick and "instructions" in programs and choice.expected != "NO_RSEQ":
+        wanted |= {"instructions", "instructions.listing"}
+        plan.run("preempt", 240, "TMPDIR=/tmp", "/bin/instructions")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
+        wanted |= {name for name in programs if name.startswith("/lib/")}
         for directory, contents in sorted(libcs.items()):
             files.update(contents)
             loader = next(path for path in contents if "/ld-linux" in path)
             plan.stress("stress_libc_" + directory.replace(".", "_"), seconds,
-                        program=("/" + loader, "--library-path", "/" + directory, "--preload",
+                        program=("/" + loader, "--library-path", "/%s:/lib" % directory, "--preload",
                                  "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
     boots = [plan.boot("plain", _files(wanted, files))]
     if not quick and catalogue.modern_enough_for_debug(release):
@@ -105,9 +117,8 @@ def _debug_boot(choice, seconds):
                      append="rseq_debug=1")
 
 
-def topology_boots(quick):
+def topology_boots(seconds):
     """Boots of one kernel with odd sets of CPUs."""
-    seconds = 5 if quick else 20
     wanted = _files({"init", "mode", "stress"})
     boots = []
 
