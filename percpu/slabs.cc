@@ -231,6 +231,7 @@ bool PrepareThread() {
       return true;
     case Mode::kCpuId:
     case Mode::kMmCid:
+    case Mode::kCached:
       break;
   }
   return rseq::EnsureThreadRegistered();
@@ -262,6 +263,9 @@ bool EnsureSlab(int index) {
 
 uint32_t PopBatch(unsigned size_class, void** out, uint32_t n) {
   switch (mode) {
+    case Mode::kCached:
+      CacheSlab();  // for the operations to come; this one needs no cached pointer
+      [[fallthrough]];
     case Mode::kCpuId:
       return PopBatch<Index::kCpuId>(size_class, out, n);
     case Mode::kMmCid:
@@ -278,6 +282,9 @@ uint32_t PopBatch(unsigned size_class, void** out, uint32_t n) {
 
 uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n) {
   switch (mode) {
+    case Mode::kCached:
+      CacheSlab();
+      [[fallthrough]];
     case Mode::kCpuId:
       return PushBatch<Index::kCpuId>(size_class, in, n);
     case Mode::kMmCid:

@@ -32,6 +32,7 @@ enum class Mode : uint8_t {
   kUnset,   // before Init: every operation misses
   kCpuId,   // sections, indexed by cpu_id
   kMmCid,   // sections, indexed by mm_cid
+  kCached,  // sections by the cached pointer that the kernel invalidates (the legacy scheme)
   kLocked,  // no sections: a lock for each slab
 };
 

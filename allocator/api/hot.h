@@ -32,7 +32,8 @@ extern "C" __attribute__((visibility("hidden"))) size_t pcmalloc_small_gate;
 // Everything the hit path does not do: sizes above 1 KiB, 0 bytes, other modes, misses, first call.
 // Null on failure, errno = ENOMEM.
 ABSL_ATTRIBUTE_NOINLINE void* MallocBeyond(size_t size);
-// The second hit path: classes above 1 KiB, and the mode that is indexed by mm_cid. Null: not served.
+// The second hit path: classes above 1 KiB, and the modes
+// whose gates are closed (v2safe-cid, legacy). Null: not served.
 ABSL_ATTRIBUTE_NOINLINE void* PopBeyond(size_t size);
 // Also null, large and foreign pointers. Keeps errno.
 ABSL_ATTRIBUTE_NOINLINE void FreeBeyond(void* p);

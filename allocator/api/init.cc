@@ -14,7 +14,9 @@
 #include "allocator/front/front.h"
 #include "allocator/observe/stats.h"
 #include "allocator/pages/page_heap.h"
+#include "percpu/ops.h"
 #include "percpu/slabs.h"
+#include "rseq/detect/probe.h"
 #include "rseq/rseq.h"
 
 extern "C" char** environ;
@@ -36,6 +38,42 @@ const char* Environment(const char* name) {
   return nullptr;
 }
 
+// The legacy scheme needs an area of our own that the kernel rewrites, and proof that it does.
+bool LegacyIsSafe(const rseq::Discovery& found, TextBuffer& refusal) {
+  if (!percpu::kHasCachedOps) {
+    refusal.Str("this architecture has no sections for it");
+    return false;
+  }
+  if (found.owner == rseq::Owner::kLibc) {
+    refusal.Str("the C library holds an rseq registration of ").Dec(found.registered_length);
+    refusal.Str(" bytes, which is not ours to write to");
+    if (found.registered_length > 32) refusal.Str(" (the kernel would kill the process)");
+    refusal.Str(
+        "; GLIBC_TUNABLES=glibc.pthread.rseq=0, which pcm run --legacy sets, switches it off");
+    return false;
+  }
+  if (!found.cached_word) {
+    refusal.Str("the area that is registered is not one of exactly 32 bytes");
+    return false;
+  }
+  switch (rseq::ClassifyForLegacy()) {
+    case rseq::Class32::kCacheOk:
+      return true;
+    case rseq::Class32::kNoCache:
+      refusal.Str(
+          "this kernel keeps a foreign value in cpu_id_start (Linux 6.19 to 7.0.9 do), so ");
+      refusal.Str("nothing would invalidate a cached slab pointer");
+      return false;
+    case rseq::Class32::kNoRseq:
+      refusal.Str("this kernel does not abort critical sections");
+      return false;
+    case rseq::Class32::kUnknown:
+      refusal.Str("the probe could not find out whether this kernel rewrites cpu_id_start");
+      return false;
+  }
+  return false;
+}
+
 // The mode that the request and the kernel allow, and why. Needs the fence: without it no slab
 // could be taken away from a CPU, so memory could neither be drained nor trimmed.
 percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
@@ -51,6 +89,18 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
     why.Str("membarrier cannot fence critical sections here (").ErrorName(found.fence_error);
     why.Str("); before Linux 5.10, or refused by a filter");
     return percpu::Mode::kLocked;
+  }
+  if (request == RseqRequest::kLegacy) {
+    Text<> refusal;
+    if (LegacyIsSafe(found, refusal)) {
+      why.Str("asked for by PCMALLOC_CONF (rseq:legacy), and the probe saw this kernel rewrite ");
+      why.Str("cpu_id_start and abort sections");
+      return percpu::Mode::kCached;
+    }
+    Text<> text;
+    text.Str("rseq:legacy is not possible: ").Str(refusal.c_str());
+    text.Str("; v2safe-cpu is used instead");
+    Warn(text);
   }
   if (request == RseqRequest::kV2SafeCid) {
     if (found.mm_cid_maintained) {
@@ -72,6 +122,8 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
 void Start() {
   // A set-uid program must not write files, or change how it works, at its caller's word.
   ParseConfig(getauxval(AT_SECURE) != 0 ? nullptr : Environment("PCMALLOC_CONF"));
+  // Before the first Discover(): which length is registered is final.
+  if (GetConfig().rseq == RseqRequest::kLegacy) rseq::RequestLength32();
   const rseq::Discovery& found = rseq::Discover();
   TextBuffer why(reason, sizeof(reason));
   const percpu::Mode chosen = Choose(GetConfig().rseq, found, why);
@@ -115,6 +167,8 @@ const char* ModeName() {
       return "v2safe-cpu";
     case percpu::Mode::kMmCid:
       return "v2safe-cid";
+    case percpu::Mode::kCached:
+      return "legacy";
     case percpu::Mode::kLocked:
       return "locked";
     case percpu::Mode::kUnset:

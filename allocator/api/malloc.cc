@@ -61,6 +61,8 @@ void* PopBeyond(size_t size) {
     if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
   } else if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
     p = percpu::Pop<percpu::Index::kMmCid>(size_class);
+  } else if (percpu::CurrentMode() == percpu::Mode::kCached) {
+    p = percpu::PopCached(size_class);
   }
   if (kCountOperations && p != nullptr) CountFast();
   return p;
@@ -72,12 +74,11 @@ void* MallocBeyond(size_t size) {
 }
 
 void FreeBeyond(void* p) {
-  if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
-    const unsigned size_class = PrimaryClassOf(p);
-    if (percpu::Push<percpu::Index::kMmCid>(size_class, p)) {
-      if (kCountOperations) CountFast();
-      return;
-    }
+  const percpu::Mode mode = percpu::CurrentMode();
+  if ((mode == percpu::Mode::kMmCid && percpu::Push<percpu::Index::kMmCid>(PrimaryClassOf(p), p)) ||
+      (mode == percpu::Mode::kCached && percpu::PushCached(PrimaryClassOf(p), p))) {
+    if (kCountOperations) CountFast();
+    return;
   }
   GiveBlock(p);
 }

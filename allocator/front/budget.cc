@@ -44,7 +44,9 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
     // down.
     void* items[kMaxBatch];
-    const uint32_t surplus = before - after < kMaxBatch ? before - after : kMaxBatch;
+    const uint32_t held = percpu::HeldBy(index, c);
+    if (held <= after) continue;
+    const uint32_t surplus = held - after < kMaxBatch ? held - after : kMaxBatch;
     Return(c, items, percpu::PopBatch(c, items, surplus));
   }
 }

@@ -169,6 +169,37 @@ TEST(Fork, InASignalHandlerThatInterruptsMalloc) {
   }
 }
 
+// The system call is begun anew after a signal that comes while it copies the process: the handler
+// runs between the fork handlers of its own thread.
+TEST(Fork, InASignalHandlerThatInterruptsFork) {
+  for (int threads : {0, 2}) {
+    EXPECT_TRUE(InChild(
+        [threads] {
+          Allocators allocators(threads);
+          struct sigaction action = {};
+          action.sa_handler = &ForkHandler;
+          action.sa_flags = SA_RESTART;
+          sigaction(SIGALRM, &action, nullptr);
+          itimerval timer = {{0, 3000}, {0, 3000}};
+          setitimer(ITIMER_REAL, &timer, nullptr);
+          for (int goal = Scaled(300), i = 0; forks < goal && bad_children == 0; ++i) {
+            pid_t child = fork();
+            ASSERT_GE(child, 0);
+            if (child == 0) {
+              Random random(static_cast<uint64_t>(i) + 1);
+              _exit(Churn(random, 300) ? 0 : 3);
+            }
+            ASSERT_EQ(Await(child), 0) << "child " << i;
+          }
+          timer = {};
+          setitimer(ITIMER_REAL, &timer, nullptr);
+          EXPECT_EQ(bad_children, 0) << "status " << last_bad << " (-2: hung, -1: killed)";
+        },
+        40))
+        << threads << " other threads";
+  }
+}
+
 TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
   EXPECT_TRUE(InChild([] {
     Allocators allocators(3);
