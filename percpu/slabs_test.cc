@@ -357,7 +357,7 @@ TEST_F(Slabs, ForkLocks) {
   });
   for (int i = 0; i < 100; ++i) sched_yield();
   EXPECT_FALSE(drained);
-  UnlockAfterFork();
+  UnlockAfterFork(/*in_child=*/false);
   other.join();
   EXPECT_EQ(received[kClass].size(), 5u);
 }
@@ -500,7 +500,7 @@ TEST_F(Slabs, ForkWhileOthersStop) {
   for (int i = 0; i < 50; ++i) {
     LockForFork();
     const pid_t child = fork();
-    UnlockAfterFork();
+    UnlockAfterFork(/*in_child=*/false);
     ASSERT_GE(child, 0);
     if (child == 0) {
       alarm(10);
