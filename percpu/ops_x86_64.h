@@ -33,12 +33,28 @@ enum class Index : uint8_t {
 //
 // mm_cid of an area that the kernel does not maintain is no negative number, so the sign of cpu_id
 // is spread over it: a thread without registration gets index -1 whatever its mm_cid field holds.
-#define PCM_SECTION_OPEN(index_load)                                                           \
-  ".Lpcm_restart%=:\n\t"                                                                       \
-  "movq pcmalloc_rseq_offset(%%rip), %[area]\n\t" PCM_RSEQ_ARM(                                \
-      ".Lpcm_cs%=", "%[scratch]", "%[area]") ".Lpcm_start%=:\n\t" index_load                   \
-                                             "leaq pcmalloc_slab_of+16(%%rip), %[scratch]\n\t" \
-                                             "movq (%[scratch], %[slab], 8), %[slab]\n\t"
+// clang-format off
+#define PCM_SECTION_RESTART                             \
+  ".Lpcm_restart%=:\n\t"                                \
+  "movq pcmalloc_rseq_offset(%%rip), %[area]\n\t"
+#define PCM_SECTION_ARM                                 \
+  PCM_RSEQ_ARM(".Lpcm_cs%=", "%[scratch]", "%[area]")   \
+  ".Lpcm_start%=:\n\t"
+#define PCM_SECTION_TABLE                               \
+  "leaq pcmalloc_slab_of+16(%%rip), %[scratch]\n\t"     \
+  "movq (%[scratch], %[slab], 8), %[slab]\n\t"
+#ifndef PCMALLOC_SABOTAGE_STALE_INDEX
+#define PCM_SECTION_OPEN(index_load) \
+  PCM_SECTION_RESTART PCM_SECTION_ARM index_load PCM_SECTION_TABLE
+#else
+// The fault: the index may be another CPU's by the time the section starts. The pauses give the
+// scheduler the time that a slower machine would.
+#define PCM_SECTION_OPEN(index_load)              \
+  PCM_SECTION_RESTART index_load                  \
+  ".rept 16\n\tpause\n\t.endr\n\t"                \
+  PCM_SECTION_ARM PCM_SECTION_TABLE
+#endif
+// clang-format on
 #define PCM_LOAD_CPU_ID PCM_RSEQ_LOAD_INDEX("4", "%[area]", "%[slab]")
 #define PCM_LOAD_MM_CID                \
   "movl %%fs:4(%[area]), %k[slab]\n\t" \
@@ -86,6 +102,19 @@ miss:
   return nullptr;
 }
 
+#ifndef PCMALLOC_SABOTAGE_TWO_COMMITS
+#define PCM_PUSH_ITEM                          \
+  "movq %[item], (%[slab], %[scratch], 8)\n\t" \
+  "incl %k[scratch]\n\t"                       \
+  "movl %k[scratch], (%[slab], %[size_class], 8)\n"
+#else
+// The fault: between the two stores the header counts an item that is not there yet.
+#define PCM_PUSH_ITEM                                 \
+  "incl %k[scratch]\n\t"                              \
+  "movl %k[scratch], (%[slab], %[size_class], 8)\n\t" \
+  "movq %[item], -8(%[slab], %[scratch], 8)\n"
+#endif
+
 // Puts an item (bit 0 clear) on the stack of its class; false if the stack is full or the slab
 // closed. Async-signal-safe.
 template <Index kIndex>
@@ -96,9 +125,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Push(uintptr_t size_class, void* item) 
                     "movl (%[slab], %[size_class], 8), %k[scratch]\n\t"                    \
                     "cmpl 4(%[slab], %[size_class], 8), %k[scratch]\n\t"                   \
                     "jae %l[full]\n\t"                                                     \
-                    "movq %[item], (%[slab], %[scratch], 8)\n\t"                           \
-                    "incl %k[scratch]\n\t"                                                 \
-                    "movl %k[scratch], (%[slab], %[size_class], 8)\n"                      \
+                    PCM_PUSH_ITEM                                                          \
                     ".Lpcm_commit%=:\n\t" PCM_SECTION_ABORT                                \
                     : [area] "=&r"(area), [slab] "=&r"(slab), [scratch] "=&r"(scratch)     \
                     : [size_class] "r"(size_class), [item] "r"(item)                       \
@@ -223,6 +250,10 @@ inline bool ReplaceHeader(uintptr_t size_class, const Slab* expected_slab, uint6
 #undef PCM_SECTION_DESCRIPTOR
 #undef PCM_SECTION_ABORT
 #undef PCM_SECTION_OPEN
+#undef PCM_SECTION_RESTART
+#undef PCM_SECTION_ARM
+#undef PCM_SECTION_TABLE
+#undef PCM_PUSH_ITEM
 #undef PCM_LOAD_CPU_ID
 #undef PCM_LOAD_MM_CID
 #undef PCM_ASM_GOTO_BARRIER

@@ -10,6 +10,7 @@
 #include "allocator/base/report.h"
 #include "allocator/os/memory.h"
 #include "percpu/ops.h"
+#include "percpu/sabotage.h"
 #include "rseq/rseq.h"
 
 namespace pcmalloc::percpu {
@@ -43,7 +44,27 @@ void Publish(int index, Slab* slab) { __atomic_store_n(Entry(index), slab, __ATO
 Slab* SlabOf(int index) { return __atomic_load_n(&cpus[index].slab, __ATOMIC_ACQUIRE); }
 void SetSlab(int index, Slab* slab) { __atomic_store_n(&cpus[index].slab, slab, __ATOMIC_RELEASE); }
 
-bool Fence(int index) { return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index); }
+bool Fence(int index) {
+  if (kSabotageNoFence) return true;
+  return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index);
+}
+
+// Caches the slab's pointer for the legacy scheme after a miss.
+void Revalidate() {
+  if (kSabotageLegacyForced) {
+    static constinit thread_local uintptr_t last = 0;
+    auto* word = reinterpret_cast<uintptr_t*>(reinterpret_cast<char*>(rseq::ThisArea()) +
+                                              rseq::kCachedWordOffset);
+    if (last != 0) {
+      __atomic_store_n(word, last, __ATOMIC_RELAXED);
+    } else if (CacheSlab()) {
+      last = __atomic_load_n(word, __ATOMIC_RELAXED);
+      if (last >> 63 == 0) last = 0;
+    }
+    return;
+  }
+  CacheSlab();
+}
 
 uint64_t Pack(Header header) {
   uint64_t packed;
@@ -264,7 +285,7 @@ bool EnsureSlab(int index) {
 uint32_t PopBatch(unsigned size_class, void** out, uint32_t n) {
   switch (mode) {
     case Mode::kCached:
-      CacheSlab();  // for the operations to come; this one needs no cached pointer
+      Revalidate();  // for the operations to come; this one needs no cached pointer
       [[fallthrough]];
     case Mode::kCpuId:
       return PopBatch<Index::kCpuId>(size_class, out, n);
@@ -283,7 +304,7 @@ uint32_t PopBatch(unsigned size_class, void** out, uint32_t n) {
 uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n) {
   switch (mode) {
     case Mode::kCached:
-      CacheSlab();
+      Revalidate();
       [[fallthrough]];
     case Mode::kCpuId:
       return PushBatch<Index::kCpuId>(size_class, in, n);
@@ -342,7 +363,9 @@ Slab* Stop(int index) {
   CpuState& cpu = cpus[index];
   if (SlabOf(index) == nullptr || !cpu.lock.Acquire()) return nullptr;
   if (mode != Mode::kLocked) {
+    if (kSabotageRemoteWrite) return cpu.slab;
     Publish(index, ClosedSlab());
+    if (kSabotageEarlyPublish) Publish(index, cpu.slab);
     if (!Fence(index)) {
       // Sections may still be at work on the slab: nothing may be assumed, so nothing is touched.
       Publish(index, cpu.slab);

@@ -104,6 +104,12 @@ std::string Meaning(const Behaviour& behaviour, absl::string_view machine) {
         "PCMALLOC_CONF=rseq:locked, keep other allocators out of their per-CPU "
         "modes, and update the kernel.");
   }
+  if (behaviour.exact32.value == Class32::kNoCache && behaviour.exact32.marked.killed_by != 0) {
+    return "This kernel kills whoever writes cpu_id_start (rseq_debug): google/tcmalloc before its "
+           "fix dies here in per-CPU mode, and rseq:legacy must not be used. pcmalloc's v2safe "
+           "modes "
+           "write nothing there and are not affected.";
+  }
   if (behaviour.exact32.value == Class32::kNoCache) {
     return "This kernel leaves cpu_id_start as a program wrote it: google/tcmalloc before its fix "
            "corrupts memory here in per-CPU mode, and rseq:legacy must not be used. pcmalloc's "

@@ -134,7 +134,7 @@ class DoctorTest(unittest.TestCase):
             self.skipTest("rseq is not to be had here")
         for kernel, class32, words in (
                 ("keeps-mark", "NO_CACHE", "google/tcmalloc before its fix corrupts memory"),
-                ("kills", "NO_CACHE", "google/tcmalloc before its fix corrupts memory"),
+                ("kills", "NO_CACHE", "kills whoever writes cpu_id_start"),
                 ("never-aborts", "NO_RSEQ", "rseq must not be used on this kernel"),
                 ("hangs", "unknown", "no full answer")):
             with self.subTest(kernel=kernel):
