@@ -357,7 +357,7 @@ TEST_F(Slabs, ForkLocks) {
   });
   for (int i = 0; i < 100; ++i) sched_yield();
   EXPECT_FALSE(drained);
-  UnlockAfterFork(false);
+  UnlockAfterFork(/*in_child=*/false);
   other.join();
   EXPECT_EQ(received[kClass].size(), 5u);
 }

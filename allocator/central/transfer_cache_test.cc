@@ -108,7 +108,7 @@ TEST_F(TransferCache, RefusesWhoeverHoldsTheLocks) {
     std::this_thread::yield();
     ASSERT_FALSE(given);
   }
-  UnlockAfterFork(false);
+  UnlockAfterFork(/*in_child=*/false);
   other.join();
   EXPECT_TRUE(given);
 }
