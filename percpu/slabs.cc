@@ -32,7 +32,7 @@ constinit std::atomic<size_t> slab_bytes{0};
 constinit std::atomic<unsigned> populated{0};
 constinit std::atomic<unsigned> highest_used{0};
 
-constinit Mode mode = Mode::kUnset;
+constinit std::atomic<Mode> mode{Mode::kUnset};
 constinit unsigned bound = 0;
 constinit Geometry new_geometry = {};
 
@@ -218,10 +218,10 @@ void InitTable(unsigned new_bound) {
 
 void Init(Mode new_mode, const Geometry& geometry) {
   new_geometry = geometry;
-  __atomic_store_n(&mode, new_mode, __ATOMIC_RELEASE);
+  mode.store(new_mode, std::memory_order_release);
 }
 
-Mode CurrentMode() { return __atomic_load_n(&mode, __ATOMIC_ACQUIRE); }
+Mode CurrentMode() { return mode.load(std::memory_order_acquire); }
 unsigned Bound() { return bound; }
 unsigned PopulatedSlabs() { return populated.load(std::memory_order_relaxed); }
 unsigned HighestUsed() { return highest_used.load(std::memory_order_relaxed); }

@@ -500,7 +500,7 @@ TEST_F(Slabs, ForkWhileOthersStop) {
   for (int i = 0; i < 50; ++i) {
     LockForFork();
     const pid_t child = fork();
-    UnlockAfterFork(/*in_child=*/false);
+    UnlockAfterFork(child == 0);
     ASSERT_GE(child, 0);
     if (child == 0) {
       alarm(10);

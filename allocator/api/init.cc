@@ -38,6 +38,15 @@ const char* Environment(const char* name) {
   return nullptr;
 }
 
+// By experiment, on an area of the length that is registered.
+bool SectionsAbort(const rseq::Discovery& found) {
+  if (found.registered_length > 32) {
+    return rseq::FindClassV2(found.registered_length).value == rseq::ClassV2::kOk;
+  }
+  const rseq::Class32 value = rseq::ClassifyForLegacy();
+  return value == rseq::Class32::kCacheOk || value == rseq::Class32::kNoCache;
+}
+
 // The legacy scheme needs an area of our own that the kernel rewrites, and proof that it does.
 bool LegacyIsSafe(const rseq::Discovery& found, TextBuffer& refusal) {
   if (!percpu::kHasCachedOps) {
@@ -88,6 +97,11 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
   if (!found.fence_available) {
     why.Str("membarrier cannot fence critical sections here (").ErrorName(found.fence_error);
     why.Str("); before Linux 5.10, or refused by a filter");
+    return percpu::Mode::kLocked;
+  }
+  if (rseq::ReleaseIsSuspicious() && !SectionsAbort(found)) {
+    why.Str("this kernel does not abort critical sections (arm64, Linux 6.19 to 7.0.13), or the ");
+    why.Str("probe could not find out");
     return percpu::Mode::kLocked;
   }
   if (request == RseqRequest::kLegacy) {

@@ -108,11 +108,7 @@ TEST_F(TransferCache, RefusesWhoeverHoldsTheLocks) {
     std::this_thread::yield();
     ASSERT_FALSE(given);
   }
-<<<<<<< HEAD
-  UnlockAfterFork(false);
-=======
   UnlockAfterFork(/*in_child=*/false);
->>>>>>> main
   other.join();
   EXPECT_TRUE(given);
 }

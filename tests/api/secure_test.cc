@@ -45,7 +45,8 @@ TEST(Secure, ProgramsIgnoreTheEnvironment) {
   close(to);
   FreshProcess options;
   options.executable = name;
-  options.environment = {"PCMALLOC_CONF=rseq:locked"};
+  options.environment = {"PCMALLOC_CONF=rseq:locked",
+                         "PCM_EXPECT_MODE=locked,v2safe-cpu,v2safe-cid"};
   EXPECT_TRUE(InFreshProcess("NotSecure", options));
   if (chown(name, kNobody, kNobody) == 0 && chmod(name, 04755) == 0) {
     EXPECT_TRUE(InFreshProcess("Secure", options));

@@ -110,37 +110,40 @@ std::vector<ModelStack> Seen(const Shared& shared) {
   return stacks;
 }
 
+// In which order the two took place. kNot: the operation had no effect.
+enum class Order : uint8_t { kOperationFirst, kConflictFirst, kNot };
+
 // Whether the round could end as seen with the operation on slab `own` and the conflict on `other`.
-bool Allows(const Round& round, const Shared& shared, size_t own, size_t other) {
+bool Leads(const Round& round, const Shared& shared, size_t own, size_t other, Order order) {
   std::vector<ModelStack> stacks = Initial(shared);
   ModelOutcome victim, conflict;
   const auto operate = [&] {
     victim = Apply(round.operation, stacks[own], VictimItem, kVictimCapacity);
   };
-  const auto interfere = [&] {
-    conflict = Apply(round.conflict, stacks[other], OtherItem, kOtherCapacity);
-  };
-  if (round.committed) {
-    operate();
-    interfere();
-  } else {
-    interfere();
+  if (order == Order::kOperationFirst) operate();
+  conflict = Apply(round.conflict, stacks[other], OtherItem, kOtherCapacity);
+  if (order == Order::kConflictFirst) {
     // It compares with the header and the slab that it saw before it was stopped.
     const bool stale = stacks[own].changes != 0 || round.migrated;
     if (round.operation != Kind::kSetCapacity || !stale) operate();
   }
-  if (stacks == Seen(shared) && victim == ToModel(shared.victim) &&
-      conflict == ToModel(shared.other)) {
-    return true;
-  }
-  // The index by mm_cid is another one whenever the kernel likes, and the capacity then stays.
-  if (shared.mode != Mode::kMmCid || round.operation != Kind::kSetCapacity || round.committed) {
-    return false;
-  }
-  stacks = Initial(shared);
-  interfere();
-  return stacks == Seen(shared) && ToModel(shared.victim) == ModelOutcome() &&
+  return stacks == Seen(shared) && victim == ToModel(shared.victim) &&
          conflict == ToModel(shared.other);
+}
+
+std::vector<Order> OrdersAllowed(const Round& round, Mode mode) {
+  std::vector<Order> orders;
+  if (round.committed) orders.push_back(Order::kOperationFirst);
+  if (!round.committed || round.several) {
+    orders.push_back(Order::kConflictFirst);
+    // The index by mm_cid is another one whenever the kernel likes, and the capacity then stays.
+    const bool elsewhere = mode == Mode::kMmCid && round.operation == Kind::kSetCapacity;
+    // A cached pointer is gone after every interruption: the operation misses.
+    const bool uncached =
+        mode == Mode::kCached && (round.operation == Kind::kPop || round.operation == Kind::kPush);
+    if (elsewhere || uncached) orders.push_back(Order::kNot);
+  }
+  return orders;
 }
 
 std::string Describe(const ModelOutcome& outcome) {
@@ -186,12 +189,15 @@ std::string Explain(const Round& round, const Shared& shared, bool* same_slab) {
       }
     }
   } else {
-    candidates.emplace_back(round.migrated && !round.committed ? 1 : 0, 0);
+    if (round.committed || !round.migrated) candidates.emplace_back(0, 0);
+    if (round.migrated && (!round.committed || round.several)) candidates.emplace_back(1, 0);
   }
   for (const auto& [own, other] : candidates) {
-    if (!Allows(round, shared, own, other)) continue;
-    *same_slab = own == other;
-    return "";
+    for (const Order order : OrdersAllowed(round, shared.mode)) {
+      if (!Leads(round, shared, own, other, order)) continue;
+      *same_slab = own == other;
+      return "";
+    }
   }
   std::string text =
       absl::StrCat("no order of the two leads to this:", CountItems(round, shared), " victim ",

@@ -17,8 +17,9 @@ namespace pcmalloc::instructions {
 struct Round {
   Kind operation;
   Kind conflict;
-  bool committed;  // the victim had committed before the conflict
-  bool migrated;   // and was moved to the other CPU
+  bool committed;  // the victim had committed a section before the conflict
+  bool several;    // and its operation consists of several: the one that counts may be to come
+  bool migrated;   // it was moved to the other CPU
 };
 
 // Empty if what is seen in `shared` after the round is what it had to lead to; else what is wrong.

@@ -34,6 +34,19 @@ __attribute__((noinline)) void RunPush(const uint64_t* items, uint32_t, Outcome*
   outcome->value = percpu::Push<kIndex>(kClass, reinterpret_cast<void*>(items[0])) ? 1 : 0;
 }
 
+// A pointer cached earlier would not outlive the stop between two rounds.
+__attribute__((noinline)) void RunPopCached(const uint64_t*, uint32_t, Outcome* outcome) {
+  if (!percpu::CacheSlab()) return;
+  if (void* item = percpu::PopCached(kClass)) {
+    outcome->items[outcome->count++] = reinterpret_cast<uint64_t>(item);
+  }
+}
+
+__attribute__((noinline)) void RunPushCached(const uint64_t* items, uint32_t, Outcome* outcome) {
+  if (!percpu::CacheSlab()) return;
+  outcome->value = percpu::PushCached(kClass, reinterpret_cast<void*>(items[0])) ? 1 : 0;
+}
+
 __attribute__((noinline)) void RunPopBatch(const uint64_t*, uint32_t, Outcome* outcome) {
   void* items[kBatch] = {};
   outcome->count = percpu::PopBatch(kClass, items, kBatch);
@@ -117,7 +130,9 @@ void Observe() {
 
 void RunSectionOf(Kind kind, Outcome* outcome) {
   const uint64_t items[kBatch] = {OtherItem(0), OtherItem(1), OtherItem(2)};
-  for (const Operation& operation : Operations(shared->mode)) {
+  // A cached pointer may be gone before it is used; what interferes shall not fail.
+  const Mode mode = shared->mode == Mode::kCached ? Mode::kCpuId : shared->mode;
+  for (const Operation& operation : Operations(mode)) {
     if (operation.kind == kind) return operation.run(items, kOtherCapacity, outcome);
   }
 }
@@ -203,13 +218,20 @@ const std::vector<Operation>& Operations(Mode mode) {
       {"PushBatch", Kind::kPushBatch, RunPushBatch},
       {"SetCapacity", Kind::kSetCapacity, RunSetCapacity},
   };
-  return mode == Mode::kMmCid ? *kByCid : *kByCpu;
+  static const auto* const kCached = new std::vector<Operation>{
+      {"PopCached", Kind::kPop, RunPopCached},
+      {"PushCached", Kind::kPush, RunPushCached},
+      {"PopBatch", Kind::kPopBatch, RunPopBatch},
+      {"PushBatch", Kind::kPushBatch, RunPushBatch},
+      {"SetCapacity", Kind::kSetCapacity, RunSetCapacity},
+  };
+  return mode == Mode::kMmCid ? *kByCid : mode == Mode::kCached ? *kCached : *kByCpu;
 }
 
 void RunSubject(Shared* with) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   shared = with;
-  Operations(shared->mode);
+  Operations(shared->mode);  // allocates here and not in a signal handler
   percpu::InitTable(rseq::Discover().cpu_bound);
   percpu::Init(shared->mode, GeometryWith(kMost));
   for (int s = 0; s < shared->slabs; ++s) {

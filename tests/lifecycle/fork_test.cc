@@ -218,7 +218,6 @@ TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
   }));
 }
 
-// Such a child runs on its parent's memory, and the kernel does not know its rseq area.
 // Only where a lock guards each slab. The kernel does not know the critical sections of such a child,
 // which runs in its parent's memory: docs/limits.md says why no library can help it.
 TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {

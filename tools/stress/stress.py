@@ -27,6 +27,17 @@ SABOTAGES = (
 )
 NOT_INSTALLED = 77
 
+# What a fault needs to show itself soon: the mode it is in, and a workload that meets it often.
+SABOTAGE_ENVIRONMENT = {
+    "legacy-forced": {
+        "GLIBC_TUNABLES": "glibc.pthread.rseq=0",
+        "PCMALLOC_CONF": "rseq:legacy",
+    },
+}
+SABOTAGE_OPTIONS = {
+    "stale-index": ["--max_size=32", "--migrate_rate=20000", "--noaligned", "--noforks"],
+}
+
 
 class NotFound(Exception):
     """A file that the run needs does not exist; the text says what to do about it."""
@@ -99,6 +110,8 @@ def main(argv):
                         help="path, soname or name (%s); default pcmalloc" % ", ".join(NAMES))
     parser.add_argument("--sabotage", choices=SABOTAGES,
                         help="preload pcmalloc with one step of its protocol broken")
+    parser.add_argument("--library", metavar="PATH",
+                        help="where the sabotaged library is; default: in bazel-bin")
     parser.add_argument("--binary", metavar="PATH",
                         help="the double_alloc_stress to run; default: the one in bazel-bin")
     parser.add_argument("--if_installed", action="store_true",
@@ -113,8 +126,10 @@ def main(argv):
         binary = options.binary or built("tests/stress/double_alloc_stress",
                                          "//tests/stress:double_alloc_stress")
         if options.sabotage:
-            name = "tests/sabotage/libpcmalloc-%s.so" % options.sabotage
-            library = built(name, "//" + ":".join(name.rsplit("/", 1)))
+            library = options.library or built(
+                "tests/sabotage/libpcmalloc-%s.so" % options.sabotage,
+                "//tests/sabotage:" + options.sabotage)
+            rest = SABOTAGE_OPTIONS.get(options.sabotage, []) + rest
         else:
             library = resolve_malloc(options.malloc or "pcmalloc")
     except NotFound as error:
@@ -123,7 +138,8 @@ def main(argv):
     environment = dict(os.environ)
     environment.pop("LD_PRELOAD", None)
     if library is not None:
-        environment["LD_PRELOAD"] = library
+        environment["LD_PRELOAD"] = os.path.abspath(library)
+    environment.update(SABOTAGE_ENVIRONMENT.get(options.sabotage, {}))
     try:
         os.execve(binary, [binary] + rest, environment)
     except OSError as error:
