@@ -218,6 +218,8 @@ TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
   }));
 }
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // vfork
 // Only where a lock guards each slab. The kernel does not know the critical sections of such a child,
 // which runs in its parent's memory: docs/limits.md says why no library can help it.
 TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {
@@ -227,10 +229,7 @@ TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {
     static Random random(77);
     static void* volatile from_child;
     for (int i = 0; i < Scaled(500); ++i) {
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
       pid_t child = vfork();
-#pragma GCC diagnostic pop
       ASSERT_GE(child, 0);
       if (child == 0) {
         from_child = malloc(5000);
@@ -244,6 +243,7 @@ TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {
     }
   }));
 }
+#pragma GCC diagnostic pop
 
 }  // namespace
 }  // namespace pcmalloc::testing

@@ -6,6 +6,7 @@ ALL_VARIANTS = ["linked", "preload", "locked", "enosys", "eperm", "valgrind"]
 # Allocations must happen as written, and oversized requests are the point.
 _COPTS = [
     "-fno-builtin",
+    "-fsized-deallocation",  # clang 14 has it off
     "-Wno-deprecated-declarations",
 ]
 
