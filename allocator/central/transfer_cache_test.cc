@@ -114,7 +114,7 @@ TEST_F(TransferCache, RefusesWhoeverHoldsTheLocks) {
 }
 
 TEST_F(TransferCache, ThreadsNeverGetTheSameObject) {
-  constexpr unsigned kClasses[] = {1, 12, 90};
+  static constexpr unsigned kClasses[] = {1, 12, 90};
   std::atomic<int> twice{0};
   std::vector<std::thread> threads;
   for (unsigned id = 1; id <= 4; ++id) {
