@@ -9,12 +9,15 @@ import catalogue
 Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files")
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
-# The layers' own tests: name, program and its arguments.
+# The layers' own tests: name, program and its arguments. Without the cases that measure time, fill the
+# emulated CPUs with spinning threads, or count how much was disturbed in a fixed time.
+_SLABS = ("slabs_unit", "--gtest_filter=-*InACrowd")
 UNITS = (("lock", ("lock_unit",)),
-         # All but the cases that measure time or fill the emulated CPUs with spinning threads.
          ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
-         ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
-         ("slabs_locked", ("slabs_unit", "--mode=locked")))
+         ("slabs_cpu", _SLABS + ("--mode=cpu",)), ("slabs_cid", _SLABS + ("--mode=cid",)),
+         ("slabs_locked", _SLABS + ("--mode=locked",)))
+# These force sections, or expect them to be aborted.
+NEED_ABORTS = ("probe", "slabs_cpu", "slabs_cid")
 # Emulation on a busy machine is slow: a limit only ends what hangs.
 PATIENCE = 60
 
@@ -84,6 +87,8 @@ def boots_for(choice, programs, libcs, quick, seconds):
     for name, words in UNITS:
         if name == "slabs_cid" and release < catalogue.FIRST_WITH_LENGTHS:
             continue
+        if name in NEED_ABORTS and choice.expected == "NO_RSEQ":
+            continue
         wanted.add(words[0])
         plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
     if not quick and "instructions" in programs and choice.expected != "NO_RSEQ":
@@ -107,7 +112,9 @@ def boots_for(choice, programs, libcs, quick, seconds):
 def _debug_boot(choice, seconds):
     """Four CPUs, and a kernel that kills whoever writes a field that is not his."""
     plan = _Plan()
-    plan.run("probe", 10, OWN_AREA, "/bin/probe")
+    if choice.expected != "NO_RSEQ":
+        # arm64 7.0.10 to 7.0.13 kill even a section that writes nothing there.
+        plan.run("probe", 10, OWN_AREA, "/bin/probe")
     plan.run("mode", 10, "/bin/mode")
     for mode in stress_modes(choice.expected, choice.package.release):
         plan.stress("stress_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
