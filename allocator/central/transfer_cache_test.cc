@@ -118,7 +118,7 @@ TEST_F(TransferCache, ThreadsNeverGetTheSameObject) {
   std::atomic<int> twice{0};
   std::vector<std::thread> threads;
   for (unsigned id = 1; id <= 4; ++id) {
-    threads.emplace_back([id, &kClasses, &twice] {
+    threads.emplace_back([id, &twice] {
       std::mt19937 random(id);
       std::vector<void*> held[3];
       for (int step = 0; step < 4000; ++step) {
