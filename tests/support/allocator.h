@@ -8,6 +8,7 @@
 #define PCMALLOC_TESTS_SUPPORT_ALLOCATOR_H_
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -105,12 +106,12 @@ struct Footprint {
   size_t address_space;
 };
 inline Footprint Measure() {
+  // Without a stream: that would allocate, and some callers have just used up the heap.
   unsigned long pages = 0, resident = 0;
   char text[128] = {};
-  if (FILE* file = fopen("/proc/self/statm", "re")) {
-    setvbuf(file, nullptr, _IONBF, 0);
-    if (fgets(text, sizeof(text), file) != nullptr) sscanf(text, "%lu %lu", &pages, &resident);
-    fclose(file);
+  if (const int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC); file >= 0) {
+    if (read(file, text, sizeof(text) - 1) > 0) sscanf(text, "%lu %lu", &pages, &resident);
+    close(file);
   }
   size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   return {resident * page, pages * page};
