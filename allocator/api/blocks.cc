@@ -55,7 +55,8 @@ void* TakeOnce(size_t size) {
   return TakeLarge(kMinAlignment, size, &zeroed);
 }
 
-// What every request passes. When the kernel refuses, blocks that lie in caches may still help, in spans that become whole.
+// What every request passes. When the kernel refuses, blocks that lie in caches may still help, in
+// spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
   if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
@@ -107,8 +108,7 @@ void* ResizeLarge(Span* span, size_t size) {
       return p;
     }
     if (PageHeap::Resize(span, pages) == PageResult::kOk) return p;
-    bool zeroed;
-    void* moved = TakeLarge(kMinAlignment, size, &zeroed);
+    void* moved = TakeBlock(size);
     if (moved == nullptr) return nullptr;
     Span* to = SpanOf(moved);
     if (to == nullptr || !PageHeap::MovePages(span, to)) memcpy(moved, p, span->bytes());

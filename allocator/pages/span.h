@@ -40,8 +40,6 @@ struct Span {
   uint8_t size_class;  // 0 unless kSmall
   bool zeroed;         // kFree, or fresh from PageHeap::Take: every byte reads as zero
   bool returned;       // kFree: the memory is with the operating system
-  // kLarge: bytes between start and the block that the caller got (alignment beyond a page never
-  // leaves any today; kept for blocks placed off the page boundary).
   // kSmall: the fields of allocator/central.
   uint16_t objects;         // how many the span was cut into
   uint16_t free_objects;    // how many of them have their bit set below
