@@ -24,6 +24,13 @@ enum class RseqRequest : uint8_t {
 inline constexpr const char* kRseqRequestNames[] = {"auto", "legacy", "v2safe-cpu", "v2safe-cid",
                                                     "locked"};
 
+enum class ThpRequest : uint8_t {
+  kAuto,    // in proportion to the heap
+  kAlways,  // for whatever memory is new
+  kNever,
+};
+inline constexpr const char* kThpRequestNames[] = {"auto", "always", "never"};
+
 struct Config {
 #define PCM_CONFIG(type, name, unit, default_value, ...) type name = default_value;
 #include "allocator/config/config.def"

@@ -14,6 +14,10 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 namespace pcmalloc::os {
 namespace {
 
@@ -74,6 +78,14 @@ bool Commit(void* start, size_t size) {
 
 bool Return(void* start, size_t size) {
   return RawSyscall(SYS_madvise, start, size, MADV_DONTNEED) == 0;
+}
+
+bool WantHuge(void* start, size_t size, bool huge) {
+  return RawSyscall(SYS_madvise, start, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0;
+}
+
+bool Populate(void* start, size_t size) {
+  return RawSyscall(SYS_madvise, start, size, MADV_POPULATE_WRITE) == 0;
 }
 
 bool Move(void* from, void* to, size_t size) {

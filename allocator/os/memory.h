@@ -28,6 +28,14 @@ bool Commit(void* start, size_t size);
 // the contents are as before.
 bool Return(void* start, size_t size);
 
+// Asks for hugepages in a range (MADV_HUGEPAGE), or for none: also not where the system would give
+// them unasked. Takes effect on pages that are touched later. False: refused.
+bool WantHuge(void* start, size_t size, bool huge);
+
+// Brings the pages of a committed range in at once instead of fault by fault, what is there stays.
+// False where the kernel cannot (before Linux 5.14) or has no memory.
+bool Populate(void* start, size_t size);
+
 // Moves page tables from one committed range to another; the source reads as zero afterwards. False
 // where the kernel cannot (before Linux 5.7) or will not.
 bool Move(void* from, void* to, size_t size);

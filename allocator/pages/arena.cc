@@ -23,7 +23,12 @@ size_t ClassMapBytes(size_t pages) { return RoundUp(pages, PagesPerKernelPage() 
 size_t SpanMapBytes(size_t pages) {
   return RoundUp(pages * sizeof(Span*), PagesPerKernelPage() << kPageShift);
 }
-size_t MapPages(size_t pages) { return (ClassMapBytes(pages) + SpanMapBytes(pages)) >> kPageShift; }
+size_t HugeMapBytes(size_t pages) {
+  return RoundUp((pages << kPageShift) / os::kHugePage, PagesPerKernelPage() << kPageShift);
+}
+size_t MapPages(size_t pages) {
+  return (ClassMapBytes(pages) + SpanMapBytes(pages) + HugeMapBytes(pages)) >> kPageShift;
+}
 
 // The smallest arena with so much room besides its maps, in bytes.
 size_t BytesFor(size_t room) {
@@ -50,7 +55,18 @@ size_t PagesPerKernelPage() {
   return pages == 0 ? 1 : pages;
 }
 
-size_t Arena::map_bytes() const { return class_map_end_ + (span_map_end_ - span_map_begin_); }
+size_t Arena::map_bytes() const {
+  return class_map_end_ + (span_map_end_ - span_map_begin_) + huge_map_end_;
+}
+
+bool Arena::WantHuge(uintptr_t start, uintptr_t end, bool huge) {
+  if (!os::WantHuge(reinterpret_cast<void*>(start), end - start, huge)) return false;
+  for (size_t i = HugeIndex(start); i < HugeIndex(end); ++i) {
+    huge_count_ += size_t{huge} - huge_map()[i];
+    huge_map()[i] = huge;
+  }
+  return true;
+}
 
 size_t Arena::Grow(size_t least, size_t wanted) {
   const size_t unit = PagesPerKernelPage();
@@ -58,6 +74,9 @@ size_t Arena::Grow(size_t least, size_t wanted) {
   least = RoundUp(least, unit);
   wanted = RoundUp(wanted, unit);
   if (least > room) return 0;
+  // To the end of a hugepage, so that the last one begun can become one.
+  constexpr size_t kHugePages = os::kHugePage >> kPageShift;
+  wanted = RoundUp(used_pages() + wanted, kHugePages) - used_pages();
   if (wanted > room) wanted = room;
   if (wanted > least && TryGrow(wanted)) return wanted;
   return TryGrow(least) ? least : 0;
@@ -69,6 +88,8 @@ bool Arena::TryGrow(size_t pages) {
   if (!CommitMap(base(), ClassMapBytes(size_pages_), end, &class_map_end_) ||
       !CommitMap(span_map_.load(std::memory_order_relaxed), SpanMapBytes(size_pages_),
                  end * sizeof(Span*), &span_map_end_) ||
+      !CommitMap(huge_map_, HugeMapBytes(size_pages_), HugeIndex(AddressOf(end) - 1) + 1,
+                 &huge_map_end_) ||
       !os::Commit(reinterpret_cast<void*>(AddressOf(used)), pages << kPageShift)) {
     return false;
   }
@@ -114,6 +135,13 @@ Arena* Arenas::Create(size_t pages) {
   // The maps' own pages have no span: their entries stay uncommitted.
   arena.span_map_begin_ = arena.span_map_end_ =
       RoundDown(first_page * sizeof(Span*), os::KernelPageSize());
+  arena.huge_map_ = reinterpret_cast<uintptr_t>(base) + ClassMapBytes(arena.size_pages_) +
+                    SpanMapBytes(arena.size_pages_);
+  arena.huge_map_end_ = 0;
+  arena.huge_count_ = 0;
+  // Where a hugepage is worth it is for the page heap to say, whatever the system's default. A
+  // kernel that has none refuses, and that is as good.
+  (void)os::WantHuge(base, size, false);
   arena.spans_in_use = 0;
   arena.span_map_.store(reinterpret_cast<uintptr_t>(base) + ClassMapBytes(arena.size_pages_),
                         std::memory_order_relaxed);

@@ -3,8 +3,8 @@
 // Purpose: the address space that pages come from, its maps, and how both are committed bit by bit.
 //
 //      base                                          first_page             used_pages        size
-//      | class map      | span map                  | pages                | reserved only    |
-//      | 1 B a page     | 8 B a page                | 8 KiB each           | (PROT_NONE)      |
+//      | class map      | span map    | huge map     | pages                | reserved only    |
+//      | 1 B a page     | 8 B a page  | 1 B a 2 MiB  | 8 KiB each           | (PROT_NONE)      |
 //      | committed | -- | committed (own part) | -- | committed            |                  |
 //
 //   Pages are numbered from the base, so the maps' own pages have numbers too (class 0, no span).
@@ -21,6 +21,7 @@
 
 #include <atomic>
 
+#include "allocator/os/thp.h"
 #include "allocator/pages/span.h"
 
 namespace pcmalloc {
@@ -62,6 +63,12 @@ class Arena {
   // agrees. Returns how many (zeroed, without map entries yet): 0 where there is no room or memory.
   size_t Grow(size_t least, size_t wanted);
 
+  // Whether the 2 MiB that hold the address were asked for as a hugepage.
+  bool huge(uintptr_t address) const { return huge_map()[HugeIndex(address)] != 0; }
+  size_t huge_count() const { return huge_count_; }
+  // Asks for hugepages in [start, end), whole ones, or takes the request back. True: all was done.
+  bool WantHuge(uintptr_t start, uintptr_t end, bool huge);
+
   size_t spans_in_use = 0;  // the page heap's count of what keeps this arena alive
 
  private:
@@ -73,22 +80,27 @@ class Arena {
   std::atomic<size_t> mapped_pages_{0};  // used_pages_ for readers: 0 until there is a map entry
   std::atomic<size_t> first_page_{0};
   std::atomic<uintptr_t> span_map_{0};
+  uintptr_t huge_map_ = 0;
   size_t used_pages_ = 0;
   size_t size_pages_ = 0;
   size_t class_map_end_ = 0;  // committed bytes of the class map
   size_t span_map_end_ = 0;   // end of the span map's committed part, in bytes from its start
   size_t span_map_begin_ = 0;
+  size_t huge_map_end_ = 0;  // committed bytes of the huge map
+  size_t huge_count_ = 0;    // its entries that are not 0
 
   Span** span_map() const {
     return reinterpret_cast<Span**>(span_map_.load(std::memory_order_relaxed));
   }
+  uint8_t* huge_map() const { return reinterpret_cast<uint8_t*>(huge_map_); }
+  size_t HugeIndex(uintptr_t address) const { return (address - base()) / os::kHugePage; }
   bool TryGrow(size_t pages);
 };
 
 class Arenas {
  public:
   static constexpr int kMax = 64;
-  static constexpr size_t kUnit = size_t{2} << 20;      // sizes and bases are multiples
+  static constexpr size_t kUnit = os::kHugePage;        // sizes and bases are multiples
   static constexpr size_t kAmbition = size_t{1} << 40;  // where nothing limits address space
 
   // Reserves an arena with room for `pages` pages or more: what is worth having if the system

@@ -2,6 +2,9 @@
 #include "allocator/pages/heap.h"
 
 #include "allocator/base/report.h"
+#include "allocator/config/config.h"
+#include "allocator/os/thp.h"
+#include "allocator/pages/huge_policy.h"
 
 namespace pcmalloc::pages {
 
@@ -13,22 +16,24 @@ Arena& ArenaOf(const Span* span) {
   return *arena;
 }
 
-void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, bool returned) {
+void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind) {
   span->start = start;
   span->pages = static_cast<uint32_t>(pages);
   span->state = SpanState::kFree;
   span->size_class = 0;
-  span->returned = span->zeroed = returned;
+  span->returned = kind.returned;
+  span->zeroed = kind.zeroed;
   arena.SetEnds(span);
-  ListFor(returned).Insert(span);
+  ListFor(kind).Insert(span);
 }
 
-Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, bool returned) {
+Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind) {
   const size_t page = arena.PageOf(start);
   if (page > arena.first_page()) {
     Span* left = arena.SpanAt(page - 1);
-    if (left->state == SpanState::kFree && left->returned == returned) {
-      ListFor(returned).Remove(left);
+    if (left->state == SpanState::kFree && left->returned == kind.returned) {
+      ListFor(KindOf(left)).Remove(left);
+      kind.zeroed = kind.zeroed && left->zeroed;
       start = left->start;
       pages += left->pages;
       heap.store.Give(left);
@@ -37,50 +42,117 @@ Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, bo
   const size_t end = arena.PageOf(start) + pages;
   if (end < arena.used_pages()) {
     Span* right = arena.SpanAt(end);
-    if (right->state == SpanState::kFree && right->returned == returned) {
-      ListFor(returned).Remove(right);
+    if (right->state == SpanState::kFree && right->returned == kind.returned) {
+      ListFor(KindOf(right)).Remove(right);
+      kind.zeroed = kind.zeroed && right->zeroed;
       pages += right->pages;
       heap.store.Give(right);
     }
   }
-  MakeFree(arena, span, start, pages, returned);
+  MakeFree(arena, span, start, pages, kind);
   return span;
 }
 
-void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages) {
-  const bool returned = span->returned;
-  const uintptr_t span_start = span->start;
-  const uintptr_t span_end = span->end();
-  const uintptr_t end = start + Bytes(pages);
-  ListFor(returned).Remove(span);
+Fill FillFor(size_t pages, unsigned size_class) {
+  const ThpRequest request = GetConfig().thp;
+  if (request == ThpRequest::kNever || heap.huge == Heap::Huge::kNo) return Fill::kPages;
+  Fill fill = Fill::kPages;
+  if (size_class != 0 && pages <= HugePolicy::kDensePages) {
+    fill = Fill::kHuge;
+  } else if (size_class == 0 && Bytes(pages) >= os::kHugePage) {
+    fill = Fill::kWholeHuge;
+  }
+  if (fill == Fill::kPages) return fill;
+  if (request == ThpRequest::kAuto && !HugePolicy::Worthwhile(UsedBytes() + Bytes(pages))) {
+    return Fill::kPages;
+  }
+  if (heap.huge == Heap::Huge::kNotAsked) {
+    heap.huge = os::FindHugePages() == os::HugePages::kNever ? Heap::Huge::kNo : Heap::Huge::kYes;
+  }
+  return heap.huge == Heap::Huge::kYes ? fill : Fill::kPages;
+}
 
-  // The kernel pages that get memory by this.
-  uintptr_t hull_start = start;
-  uintptr_t hull_end = end;
-  if (returned) {
+namespace {
+
+struct Range {
+  uintptr_t start;
+  uintptr_t end;
+};
+
+constexpr uintptr_t kHuge = os::kHugePage;
+
+// Asks for the hugepages of a range, or takes back what was asked for in better times. Refused:
+// then their pages come one by one as before, or all at once as before.
+void Ask(Arena& arena, uintptr_t first, uintptr_t last, bool huge) {
+  for (uintptr_t at = first; at < last; at += kHuge) {
+    const uintptr_t from = at;
+    while (at < last && arena.huge(at) != huge) at += kHuge;
+    if (at != from) (void)arena.WantHuge(from, at, huge);
+  }
+}
+
+// Sees to the hugepages that `taken`, a part of a cold span, touches and that are cold altogether.
+// Returns the range that will have memory.
+Range Prepare(Arena& arena, const Span* span, Range taken, Fill fill) {
+  uintptr_t first = taken.start & ~(kHuge - 1);
+  uintptr_t last = (taken.end + kHuge - 1) & ~(kHuge - 1);
+  if (first < span->start) first += kHuge;
+  if (last > span->end()) last -= kHuge;
+  if (first >= last || (fill == Fill::kPages && arena.huge_count() == 0)) return taken;
+  if (fill == Fill::kWholeHuge) {
+    // Those at the ends are shared with others, which may be many small blocks or never come.
+    if (first < taken.start) {
+      Ask(arena, first, first + kHuge, false);
+      first += kHuge;
+    }
+    if (last > taken.end && last > first) {
+      Ask(arena, last - kHuge, last, false);
+      last -= kHuge;
+    }
+  }
+  Ask(arena, first, last, fill != Fill::kPages);
+  Range filled = taken;
+  if (first < filled.start && arena.huge(first)) filled.start = first;
+  if (last > filled.end && arena.huge(last - kHuge)) filled.end = last;
+  return filled;
+}
+
+}  // namespace
+
+void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill) {
+  const Kind kind = KindOf(span);
+  const Range free = {span->start, span->end()};
+  const Range taken = {start, start + Bytes(pages)};
+  ListFor(kind).Remove(span);
+
+  // What gets memory by this, the pages of the kernel being what they are.
+  Range filled = taken;
+  if (kind.returned) {
     const uintptr_t unit = Bytes(PagesPerKernelPage());
-    hull_start = start & ~(unit - 1);
-    hull_end = (end + unit - 1) & ~(unit - 1);
+    filled = {taken.start & ~(unit - 1), (taken.end + unit - 1) & ~(unit - 1)};
+    if (unit == kPageSize) filled = Prepare(arena, span, filled, fill);
   }
 
-  span->start = start;
+  span->start = taken.start;
   span->pages = static_cast<uint32_t>(pages);
   span->state = SpanState::kLarge;
   span->returned = false;
   arena.SetEnds(span);
 
-  if (span_start < hull_start) {
-    MakeFree(arena, heap.store.Take(), span_start, (hull_start - span_start) >> kPageShift,
-             returned);
-  }
-  if (hull_end < span_end) {
-    MakeFree(arena, heap.store.Take(), hull_end, (span_end - hull_end) >> kPageShift, returned);
-  }
-  if (hull_start < start) {
-    MakeFreeMerged(arena, heap.store.Take(), hull_start, (start - hull_start) >> kPageShift, false);
-  }
-  if (end < hull_end) {
-    MakeFreeMerged(arena, heap.store.Take(), end, (hull_end - end) >> kPageShift, false);
+  auto rest = [&arena](uintptr_t from, uintptr_t to, Kind what, bool merge) {
+    if (from >= to) return;
+    Span* const made = heap.store.Take();
+    if (merge) {
+      MakeFreeMerged(arena, made, from, (to - from) >> kPageShift, what);
+    } else {
+      MakeFree(arena, made, from, (to - from) >> kPageShift, what);
+    }
+  };
+  rest(free.start, filled.start, kind, false);
+  rest(filled.end, free.end, kind, false);
+  if (kind.returned) {
+    rest(filled.start, taken.start, kFresh, true);
+    rest(taken.end, filled.end, kFresh, true);
   }
 }
 

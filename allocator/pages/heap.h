@@ -7,9 +7,10 @@
 //               Take <--/                    ^-- fresh from Arena::Grow
 //
 // Invariants: `lock` guards everything here. A cold span has no memory behind it, so it reads as
-//   zero and `returned` and `zeroed` are one thing for free spans. Cold spans begin and end on the
+//   zero; of warm ones `zeroed` tells those that nobody wrote to. Cold spans begin and end on the
 //   kernel's pages: where those are longer than ours, the rest of a kernel page that is taken in
-//   part becomes warm. `return_lock` is held while spans are kReturning, and taken before `lock`.
+//   part becomes warm, all zero. The same goes for hugepages: one that was asked for is cold
+//   altogether or nowhere. `return_lock` is held while spans are kReturning, and taken before `lock`.
 // Cost: constant time each.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_HEAP_H_
 #define PCMALLOC_ALLOCATOR_PAGES_HEAP_H_
@@ -31,7 +32,8 @@ namespace pcmalloc::pages {
 struct Heap {
   RankedLock<LockRank::kReturn> return_lock;
   RankedLock<LockRank::kPages> lock;
-  FreeSpans warm;
+  FreeSpans warm;   // was in use
+  FreeSpans fresh;  // warm too, but nobody wrote to it: came in with a neighbour, in a hugepage
   FreeSpans cold;
   SpanStore store;
   uint64_t small_pages = 0;
@@ -46,6 +48,8 @@ struct Heap {
   uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
+  // Whether the kernel serves hugepages, once somebody asked.
+  enum class Huge : uint8_t { kNotAsked, kYes, kNo } huge = Huge::kNotAsked;
   // When the next step is due; 0 before the first. Read without the lock.
   std::atomic<uint64_t> next_step_ms{0};
 };
@@ -54,34 +58,66 @@ extern Heap heap;
 constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
 inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages); }
 
-inline FreeSpans& ListFor(bool returned) { return returned ? heap.cold : heap.warm; }
+inline uint64_t IdlePages() { return heap.warm.pages() + heap.fresh.pages(); }
+
+// What free pages are.
+struct Kind {
+  bool returned;
+  bool zeroed;
+};
+inline constexpr Kind kCold = {true, true};
+inline constexpr Kind kUsed = {false, false};
+inline constexpr Kind kFresh = {false, true};
+inline Kind KindOf(const Span* span) { return {span->returned, span->zeroed}; }
+
+inline FreeSpans& ListFor(Kind kind) {
+  return kind.returned ? heap.cold : kind.zeroed ? heap.fresh : heap.warm;
+}
 
 Arena& ArenaOf(const Span* span);
 
 // To be called after warm pages were taken.
 inline void NoteIdle() {
-  if (heap.warm.pages() < heap.least_idle) heap.least_idle = heap.warm.pages();
+  if (IdlePages() < heap.least_idle) heap.least_idle = IdlePages();
 }
 
 // Gives a span the pages, without looking at neighbours.
-void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, bool returned);
+void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind);
 
-// The same, merged with free neighbours of its kind.
-Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, bool returned);
+// The same, merged with free neighbours, cold with cold and warm with warm.
+Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind);
 
 // Most Span objects that CarveOut makes: a cold and a warm rest either side.
 inline constexpr size_t kSpansPerCarve = 4;
 
-// Takes `pages` pages from `start` on out of a free span that holds them; what is left over goes
-// back. The span becomes that run, kLarge for the time being.
-void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages);
+// How cold memory is filled when a part of it is taken.
+enum class Fill {
+  kPages,      // page by page, as it is touched
+  kWholeHuge,  // in hugepages as far as they lie inside the part
+  kHuge,       // also those that it shares; their rest becomes fresh
+};
 
-// Returns free ranges of `shortest` bytes or more, the longest first, until it is `bytes`. Needs
-// the lock, and keeps it: for the last resort only. The number of bytes returned.
-uint64_t ReturnUnderLock(uint64_t bytes, size_t shortest);
+// The way for a request that needs new memory.
+Fill FillFor(size_t pages, unsigned size_class);
+
+// Takes `pages` pages from `start` on out of a free span that holds them; what is left over goes
+// back. The span becomes that run, kLarge for the time being. `fill` is for cold spans.
+void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill);
+
+// What is to go back: `bytes` in ranges of `shortest` or more, the longest first; parts of
+// hugepages, which lose their advantage by it, or only whole ones.
+struct Order {
+  uint64_t bytes;
+  size_t shortest;
+  bool break_huge;
+};
+
+// Carries it out as far as possible. Needs the lock, and keeps it: for the last resort only. The
+// number of bytes returned.
+uint64_t ReturnUnderLock(const Order& order);
 
 // The same with return_lock held, and the lock only in between the system calls.
-uint64_t ReturnLongest(uint64_t bytes, size_t shortest);
+uint64_t ReturnLongest(const Order& order);
 
 // What the policy wants back now that pages were given; 0 mostly. Needs the lock.
 uint64_t ExcessBytes();

@@ -17,6 +17,7 @@ namespace pcmalloc {
 using pages::ArenaOf;
 using pages::Bytes;
 using pages::CarveOut;
+using pages::Fill;
 using pages::heap;
 using pages::ListFor;
 using pages::MakeFreeMerged;
@@ -40,7 +41,7 @@ Span* Extend(Arena& arena, size_t least) {
   if (step > kLargestGrowth) step = kLargestGrowth;
   const size_t pages = arena.Grow(least, least > step ? least : step);
   if (pages == 0) return nullptr;
-  return MakeFreeMerged(arena, heap.store.Take(), arena.AddressOf(used), pages, true);
+  return MakeFreeMerged(arena, heap.store.Take(), arena.AddressOf(used), pages, pages::kCold);
 }
 
 // The cold pages at the end of what the arena uses.
@@ -76,7 +77,7 @@ void RetireArena(Arena& arena) {
   for (size_t page = arena.first_page(); page < arena.used_pages();) {
     Span* span = arena.SpanAt(page);
     page += span->pages;
-    ListFor(span->returned).Remove(span);
+    ListFor(pages::KindOf(span)).Remove(span);
     heap.store.Give(span);
   }
   Arenas::Retire(&arena);
@@ -97,19 +98,43 @@ bool RetireEmptyArenas() {
 Span* LastResort(size_t need) {
   if (Span* span = heap.warm.Find(need, FreeSpans::kUnlimited)) return span;
   if (Span* span = heap.cold.Find(need, FreeSpans::kUnlimited)) return span;
+  if (Span* span = heap.fresh.Find(need, FreeSpans::kUnlimited)) return span;
   bool changed = false;
-  if (heap.warm.pages() != 0 && heap.warm.pages() + heap.cold.pages() >= need) {
+  if (pages::IdlePages() != 0 && pages::IdlePages() + heap.cold.pages() >= need) {
     // Warm and cold neighbours are separate spans; when all is cold they are one.
-    changed = pages::ReturnUnderLock(UINT64_MAX, kPageSize) != 0;
+    changed = pages::ReturnUnderLock({UINT64_MAX, kPageSize, true}) != 0;
     if (Span* span = heap.cold.Find(need, FreeSpans::kUnlimited)) return span;
   }
   if (RetireEmptyArenas()) changed = true;
   return changed && heap.store.Reserve(kSpansPerTake + 1) ? GrowFor(need) : nullptr;
 }
 
-Span* FindFree(size_t need) {
+constexpr size_t kHugePages = os::kHugePage >> kPageShift;
+// Contains a hugepage wherever it begins.
+constexpr size_t kSurelyHuge = 2 * kHugePages - 1;
+
+// Free pages for a request, wherever they are cheapest. *alignment becomes larger where new memory
+// is to come in hugepages.
+Span* FindFree(size_t need, Fill fill, size_t* alignment) {
   if (Span* span = heap.warm.Find(need)) return span;
-  return heap.cold.Find(need);
+  if (fill == Fill::kHuge) {
+    if (Span* span = heap.fresh.Find(need)) return span;
+    Span* span = heap.cold.Find(kSurelyHuge);
+    if (span == nullptr) span = GrowFor(kSurelyHuge);
+    if (span != nullptr) {
+      *alignment = os::kHugePage;
+      return span;
+    }
+  }
+  if (fill == Fill::kWholeHuge) {
+    const size_t pages = need + kHugePages - 1;
+    if (Span* span = heap.cold.Find(pages)) {
+      *alignment = os::kHugePage;
+      return span;
+    }
+  }
+  if (Span* span = heap.cold.Find(need)) return span;
+  return GrowFor(need);
 }
 
 void SetSmall(Arena& arena, Span* span, unsigned size_class) {
@@ -129,14 +154,14 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   LockHolder held(heap.lock);
   if (!held) return PageResult::kReentrant;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
-  Span* span = FindFree(need);
-  if (span == nullptr) span = GrowFor(need);
+  const Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
+  Span* span = FindFree(need, fill, &alignment);
   if (span == nullptr) span = LastResort(need);
   // The last resort uses and recycles Spans of its own.
   if (span == nullptr || !heap.store.Reserve(kSpansPerTake)) return PageResult::kNoMemory;
 
   Arena& arena = ArenaOf(span);
-  CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages);
+  CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
@@ -183,7 +208,7 @@ PageResult PageHeap::Give(Span* span) {
     }
     --arena.spans_in_use;
     --heap.spans_in_use;
-    MakeFreeMerged(arena, span, span->start, pages, false);
+    MakeFreeMerged(arena, span, span->start, pages, pages::kUsed);
     // An arena that one huge block was the reason for: where address space is limited, others need
     // it.
     if (arena.spans_in_use == 0 && !Arenas::primary(arena) &&
@@ -214,7 +239,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     span->pages = static_cast<uint32_t>(pages);
     arena.SetEnds(span);
     heap.large_pages -= old_pages - pages;
-    MakeFreeMerged(arena, heap.store.Take(), span->end(), old_pages - pages, false);
+    MakeFreeMerged(arena, heap.store.Take(), span->end(), old_pages - pages, pages::kUsed);
     *excess = pages::ExcessBytes();
     return PageResult::kOk;
   }
@@ -231,10 +256,11 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (free_pages < missing && Extend(arena, missing - free_pages) == nullptr) {
     return PageResult::kNoMemory;
   }
+  const Fill fill = pages::FillFor(pages, 0);
   while (missing > 0) {
     Span* next = arena.SpanAt(arena.PageOf(span->end()));
     const size_t part = next->pages < missing ? next->pages : missing;
-    CarveOut(arena, next, next->start, part);
+    CarveOut(arena, next, next->start, part, fill);
     span->pages += static_cast<uint32_t>(part);
     missing -= part;
     heap.store.Give(next);
@@ -285,7 +311,7 @@ PageStats PageHeap::Stats() {
   }
   stats.committed_bytes += maps;
   stats.free_bytes =
-      Bytes(heap.warm.pages() + heap.returning_pages.load(std::memory_order_relaxed));
+      Bytes(pages::IdlePages() + heap.returning_pages.load(std::memory_order_relaxed));
   stats.returned_bytes = Bytes(heap.cold.pages());
   stats.small_bytes = Bytes(heap.small_pages);
   stats.large_bytes = Bytes(heap.large_pages);

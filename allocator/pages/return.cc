@@ -7,12 +7,17 @@
 //      (no lock) Call    madvise
 //      lock      Settle  kReturning --> cold, merged
 //
+// Of a hugepage that is in use in part nothing goes, unless the order is to break it: then the kernel
+// splits it, and it is not asked for again before it was cold altogether.
+//
 // return_lock is held throughout, so there is one such batch at a time, and fork finds none.
 #include "allocator/base/report.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
 #include "allocator/os/memory.h"
+#include "allocator/os/thp.h"
 #include "allocator/pages/heap.h"
+#include "allocator/pages/huge_policy.h"
 #include "allocator/pages/page_heap.h"
 
 namespace pcmalloc::pages {
@@ -28,14 +33,14 @@ constexpr int kMostRefusals = 16;
 
 // The lengths that a range is cut to when less than all of it has to go.
 constexpr uintptr_t kCut = uintptr_t{64} << 10;
-constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+constexpr uintptr_t kHugePage = os::kHugePage;
 
 constexpr uintptr_t RoundUp(uintptr_t value, uintptr_t to) { return (value + to - 1) & ~(to - 1); }
 constexpr uintptr_t RoundDown(uintptr_t value, uintptr_t to) { return value & ~(to - 1); }
 
 class Returning {
  public:
-  Returning(uint64_t bytes, size_t shortest) : wanted_(bytes), shortest_(shortest) {}
+  explicit Returning(const Order& order) : order_(order) {}
 
   // False: nothing more to do.
   bool Pick();
@@ -49,8 +54,7 @@ class Returning {
  private:
   bool PickFrom(Span* span, uint64_t most);
 
-  const uint64_t wanted_;
-  const size_t shortest_;
+  const Order order_;
   uint64_t returned_ = 0;
   Span* picked_ = nullptr;  // linked through next
   Span* refused_ = nullptr;
@@ -58,22 +62,34 @@ class Returning {
   int refusals_ = 0;
 };
 
-// Takes the upper end of a warm span out of the heap, `most` bytes or a little more. False: it
-// holds no whole kernel page, or there is no Span object.
+// Takes the upper end of a warm span out of the heap, `most` bytes or a little more. False: there is
+// nothing that can go, or no Span object.
 bool Returning::PickFrom(Span* span, uint64_t most) {
+  Arena& arena = ArenaOf(span);
   const uintptr_t unit = Bytes(PagesPerKernelPage());
-  const uintptr_t end = RoundDown(span->end(), unit);
   uintptr_t start = RoundUp(span->start, unit);
+  uintptr_t end = RoundDown(span->end(), unit);
   if (start >= end) return false;
+  if (!order_.break_huge && arena.huge_count() != 0) {
+    if (start % kHugePage != 0 && arena.huge(start)) start = RoundUp(start, kHugePage);
+    if (end % kHugePage != 0 && arena.huge(end - 1)) end = RoundDown(end, kHugePage);
+    if (start >= end || end - start < order_.shortest) return false;
+  }
   if (end - start > most) {
     // Along the borders of hugepages as far as that is possible.
-    const uintptr_t huge_cut = RoundUp(end - most, kHugePage);
-    const uintptr_t cut = huge_cut < end ? huge_cut : RoundDown(end - most, kCut);
+    uintptr_t cut = RoundUp(end - most, kHugePage);
+    if (cut >= end) {
+      cut = RoundDown(end - most, arena.huge(end - 1) && !order_.break_huge ? kHugePage : kCut);
+    }
     if (cut > start) start = cut;
   }
   if (!heap.store.Reserve(kSpansPerCarve)) return false;
-  Arena& arena = ArenaOf(span);
-  CarveOut(arena, span, start, (end - start) >> kPageShift);
+  // A refusal only means that the kernel may make a hugepage of it again.
+  for (const uintptr_t border : {start, end}) {
+    const uintptr_t huge = RoundDown(border, kHugePage);
+    if (border != huge && arena.huge(huge)) (void)arena.WantHuge(huge, huge + kHugePage, false);
+  }
+  CarveOut(arena, span, start, (end - start) >> kPageShift, Fill::kPages);
   span->state = SpanState::kReturning;
   ++arena.spans_in_use;
   heap.returning_pages.fetch_add(span->pages, std::memory_order_relaxed);
@@ -85,17 +101,19 @@ bool Returning::PickFrom(Span* span, uint64_t most) {
 
 bool Returning::Pick() {
   picked_bytes_ = 0;
-  if (returned_ >= wanted_ || refusals_ >= kMostRefusals) return false;
-  const uint64_t missing = wanted_ - returned_;
+  if (returned_ >= order_.bytes || refusals_ >= kMostRefusals) return false;
+  const uint64_t missing = order_.bytes - returned_;
   const uint64_t most = missing < kBatchBytes ? missing : kBatchBytes;
-  const int lowest_bin = FreeSpans::BinOf(shortest_ >> kPageShift);
+  const int lowest_bin = FreeSpans::BinOf(order_.shortest >> kPageShift);
   int ranges = 0;
-  for (int bin = heap.warm.HighestBin(); bin >= lowest_bin; bin = heap.warm.HighestBin(bin - 1)) {
-    Span* next;
-    for (Span* span = heap.warm.First(bin); span != nullptr; span = next) {
-      next = span->next;
-      if (picked_bytes_ >= most || ranges == kBatchRanges) return true;
-      if (PickFrom(span, most - picked_bytes_)) ++ranges;
+  for (FreeSpans* list : {&heap.warm, &heap.fresh}) {
+    for (int bin = list->HighestBin(); bin >= lowest_bin; bin = list->HighestBin(bin - 1)) {
+      Span* next;
+      for (Span* span = list->First(bin); span != nullptr; span = next) {
+        next = span->next;
+        if (picked_bytes_ >= most || ranges == kBatchRanges) return true;
+        if (PickFrom(span, most - picked_bytes_)) ++ranges;
+      }
     }
   }
   return ranges > 0;
@@ -116,7 +134,7 @@ void Returning::Settle() {
       heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
       returned_ += span->bytes();
       ++heap.releases;
-      MakeFreeMerged(arena, span, span->start, span->pages, true);
+      MakeFreeMerged(arena, span, span->start, span->pages, kCold);
     } else {
       ++refusals_;
       span->next = refused_;
@@ -135,7 +153,7 @@ void Returning::Finish() {
     Arena& arena = ArenaOf(span);
     --arena.spans_in_use;
     heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
-    MakeFreeMerged(arena, span, span->start, span->pages, false);
+    MakeFreeMerged(arena, span, span->start, span->pages, kUsed);
   }
 }
 
@@ -143,7 +161,7 @@ void Returning::Finish() {
 // next step is in *wait_ms. Needs the lock.
 uint64_t StepAges(uint64_t now_ms, uint64_t decay_ms, uint64_t* wait_ms) {
   const uint64_t step_ms = IdleAges::StepMs(decay_ms);
-  const uint64_t idle = heap.warm.pages();
+  const uint64_t idle = IdlePages();
   uint64_t next = heap.next_step_ms.load(std::memory_order_relaxed);
   // The first call, or a clock that is not the one of the last call.
   if (next == 0 || next > now_ms + 2 * step_ms) {
@@ -173,12 +191,24 @@ uint64_t DecayStep(uint64_t now_ms) {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
     due = StepAges(now_ms, decay_ms, &wait_ms);
-    const uint64_t idle = Bytes(heap.warm.pages());
+    const uint64_t idle = Bytes(IdlePages());
     const uint64_t most = idle > heap.idle_kept ? idle - heap.idle_kept : 0;
     if (due > most) due = most;
   }
   if (due == 0) return wait_ms;
-  const uint64_t returned = ReturnLongest(due, ReleasePolicy::kShortestOldRange);
+  uint64_t returned = ReturnLongest({due, ReleasePolicy::kShortestOldRange, false});
+  if (returned < due) {
+    // What is left lies in hugepages that are in use in part. They pay as long as it is little.
+    uint64_t excess;
+    {
+      LockHolder held(heap.lock);
+      if (!held) return wait_ms;
+      excess = HugePolicy::BytesToBreak(due - returned, UsedBytes());
+    }
+    if (excess != 0) {
+      returned += ReturnLongest({excess, ReleasePolicy::kShortestOldRange, true});
+    }
+  }
   if (returned < due) {
     LockHolder held(heap.lock);
     if (held) heap.ages.Left((due - returned) >> kPageShift);
@@ -188,8 +218,8 @@ uint64_t DecayStep(uint64_t now_ms) {
 
 }  // namespace
 
-uint64_t ReturnUnderLock(uint64_t bytes, size_t shortest) {
-  Returning returning(bytes, shortest);
+uint64_t ReturnUnderLock(const Order& order) {
+  Returning returning(order);
   while (returning.Pick()) {
     returning.Call();
     returning.Settle();
@@ -198,9 +228,9 @@ uint64_t ReturnUnderLock(uint64_t bytes, size_t shortest) {
   return returning.returned();
 }
 
-uint64_t ReturnLongest(uint64_t bytes, size_t shortest) {
+uint64_t ReturnLongest(const Order& order) {
   PCMALLOC_CHECK(heap.return_lock.HeldBySelf());
-  Returning returning(bytes, shortest);
+  Returning returning(order);
   while (true) {
     {
       // Never refused: whoever holds return_lock by the rules of ranks does not hold the lock.
@@ -217,7 +247,7 @@ uint64_t ReturnLongest(uint64_t bytes, size_t shortest) {
 }
 
 uint64_t ExcessBytes() {
-  const uint64_t idle = Bytes(heap.warm.pages());
+  const uint64_t idle = Bytes(IdlePages());
   if (GetConfig().decay == 0) return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
   if (idle < heap.next_pass_bytes) return 0;
   return ReleasePolicy::BytesToReturn(idle, UsedBytes(), heap.idle_limit);
@@ -231,14 +261,15 @@ void Maintain(uint64_t excess_bytes) {
   // Whoever has it returns memory just now, or is this thread's interrupted frame.
   if (!heap.return_lock.TryAcquire()) return;
   if (excess_bytes != 0) {
-    const size_t shortest = decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange;
-    const uint64_t returned = ReturnLongest(excess_bytes, shortest);
+    const Order order = {excess_bytes, decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange,
+                         false};
+    const uint64_t returned = ReturnLongest(order);
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
     heap.next_pass_bytes =
         returned >= excess_bytes
             ? 0
-            : Bytes(heap.warm.pages()) + ReleasePolicy::Bound(UsedBytes(), heap.idle_limit) / 4;
+            : Bytes(IdlePages()) + ReleasePolicy::Bound(UsedBytes(), heap.idle_limit) / 4;
   }
   if (step) DecayStep(now_ms);
   heap.return_lock.Release();
@@ -252,7 +283,7 @@ using pages::heap;
 
 size_t PageHeap::Release(size_t bytes) {
   LockHolder returning(heap.return_lock);
-  return returning ? pages::ReturnLongest(bytes, kPageSize) : 0;
+  return returning ? pages::ReturnLongest({bytes, kPageSize, true}) : 0;
 }
 
 uint64_t PageHeap::Decay(uint64_t now_ms) {
