@@ -145,6 +145,7 @@ void Start() {
   percpu::Init(chosen, front::MakeGeometry());
   if (chosen == percpu::Mode::kCpuId) {
     PageHeap::OpenFastFree();
+    __atomic_store_n(&pcmalloc_coarse_gate, kMaxSmallSize - kFineLimit, __ATOMIC_RELEASE);
     __atomic_store_n(&pcmalloc_small_gate, kFineClasses + 1, __ATOMIC_RELEASE);
   }
 }

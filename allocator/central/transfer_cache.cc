@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "allocator/central/large_blocks.h"
+
 namespace pcmalloc::central {
 namespace {
 
@@ -43,6 +45,7 @@ uint32_t CapacityOf(unsigned size_class) {
 
 uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
   *shortage = Shortage::kNone;
+  if (size_class >= kNumClasses) return TakeLarge(size_class, out, n, shortage);
   TransferCache& cache = caches[size_class];
   uint32_t taken = 0;
   if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) != 0) {
@@ -58,6 +61,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
 }
 
 uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
+  if (size_class >= kNumClasses) return GiveLarge(in, n);
   TransferCache& cache = caches[size_class];
   uint32_t given = 0;
   {

@@ -34,7 +34,7 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
-    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
+    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
     const uint32_t after = Book(index, c, before, before / 2);

@@ -349,6 +349,7 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Arena& arena = ArenaOf(span);
   const size_t old_pages = span->pages;
+  if (pages != old_pages) span->size_class = 0;
 
   if (pages <= old_pages) {
     if (pages == old_pages) return PageResult::kOk;
