@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "allocator/front/deferred.h"
+#include "allocator/pages/page_heap.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
 
@@ -20,6 +21,14 @@ constinit std::atomic<uint64_t> steals{0};
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
 
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+int64_t Limit() {
+  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  return static_cast<int64_t>(share < kLeastBudgetBytes ? kLeastBudgetBytes
+                              : share > kBudgetBytes    ? kBudgetBytes
+                                                        : share);
+}
+
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
   const int32_t change = percpu::SetCapacity(index, size_class, wanted);
@@ -34,7 +43,8 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
-    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
+    const unsigned c =
+        1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
     const uint32_t after = Book(index, c, before, before / 2);
@@ -61,7 +71,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = books[index].used;
-  const int64_t limit = kBudgetBytes;
+  const int64_t limit = Limit();
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
     Steal(index, size_class, excess);

@@ -17,8 +17,10 @@
 
 namespace pcmalloc::front {
 
-// Bytes of objects that one slab may hold.
+// Bytes of objects that one slab may hold: at most, at least, and in between by the heap's size.
 inline constexpr size_t kBudgetBytes = size_t{3} << 20;
+inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
+inline constexpr size_t kHeapDivisor = 8;
 
 // Slots that a class gets at first.
 inline constexpr uint32_t kFirstCapacity = 8;

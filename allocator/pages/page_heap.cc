@@ -56,6 +56,9 @@ constinit Heap heap;
 
 constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
 
+// Read without the lock.
+void SetSmallPages(uint64_t pages) { __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED); }
+
 Arena& ArenaOf(const Span* span) {
   Arena* arena = Arenas::Find(span->start);
   PCMALLOC_CHECK(arena != nullptr);
@@ -305,7 +308,7 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
-    heap.small_pages += pages;
+    SetSmallPages(heap.small_pages + pages);
   } else {
     heap.large_pages += pages;
   }
@@ -323,7 +326,7 @@ PageResult PageHeap::Give(Span* span) {
   const size_t pages = span->pages;
   if (span->state == SpanState::kSmall) {
     memset(arena.classes() + arena.PageOf(span->start), 0, pages);
-    heap.small_pages -= pages;
+    SetSmallPages(heap.small_pages - pages);
   } else {
     heap.large_pages -= pages;
   }
@@ -384,6 +387,10 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
   arena.SetEnds(span);
   heap.large_pages += pages - old_pages;
   return PageResult::kOk;
+}
+
+uint64_t PageHeap::SmallBytes() {
+  return Bytes(__atomic_load_n(&heap.small_pages, __ATOMIC_RELAXED));
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {
