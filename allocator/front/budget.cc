@@ -16,6 +16,7 @@ struct alignas(64) Books {
 };
 constinit Books books[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> steals{0};
+constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
@@ -53,6 +54,12 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
 
 }  // namespace
 
+size_t Budget() { return budget.load(std::memory_order_relaxed); }
+
+void SetBudget(size_t bytes) {
+  budget.store(bytes < INT64_MAX ? bytes : INT64_MAX, std::memory_order_relaxed);
+}
+
 uint32_t GrowCapacity(int index, unsigned size_class) {
   const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
   if (capacity.now >= capacity.most) return capacity.now;
@@ -61,7 +68,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = books[index].used;
-  const int64_t limit = kBudgetBytes;
+  const int64_t limit = static_cast<int64_t>(Budget());
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
     Steal(index, size_class, excess);

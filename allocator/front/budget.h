@@ -17,8 +17,12 @@
 
 namespace pcmalloc::front {
 
-// Bytes of objects that one slab may hold.
+// Bytes of objects that one slab may hold, at first and now. A change takes effect as classes grow:
+// nobody grows beyond it, and who misses takes from the others; what is held already stays until it
+// is drained. Async-signal-safe.
 inline constexpr size_t kBudgetBytes = size_t{3} << 20;
+size_t Budget();
+void SetBudget(size_t bytes);
 
 // Slots that a class gets at first.
 inline constexpr uint32_t kFirstCapacity = 8;

@@ -180,6 +180,25 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
   EXPECT_GE(grown, percpu::CapacityOf(index, kBusy).most / 2);
 }
 
+// Misses alone bring an index below a budget that was lowered, and up again once it is raised.
+TEST_F(Front, TheBudgetCanChange) {
+  const Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  constexpr unsigned kBusy = 64;
+  const auto miss = [&](unsigned c) {
+    for (int round = 0; round < 400; ++round) GrowCapacity(index, c);
+    return BudgetUsed(index);
+  };
+  const uint64_t slot_of_each = MostBytes() - kBudgetBytes;
+  ASSERT_GT(miss(kBusy), uint64_t{512} << 10);
+  SetBudget(64 << 10);
+  EXPECT_EQ(Budget(), size_t{64} << 10);
+  EXPECT_LE(miss(kBusy + 1), (64 << 10) + slot_of_each);
+  EXPECT_LE(percpu::CapacityOf(index, kBusy).now, 64u);
+  SetBudget(kBudgetBytes);
+  EXPECT_GT(miss(kBusy), uint64_t{512} << 10);
+}
+
 TEST_F(Front, TheBooksAreRightAfterACrowd) {
   std::vector<std::thread> threads;
   std::atomic<bool> stop{false};
