@@ -80,6 +80,12 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   return Book(index, size_class, capacity.now, wanted);
 }
 
+void BookTaken(int index, const uint32_t* slots) {
+  int64_t bytes = 0;
+  for (unsigned c = 1; c < kNumClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
+  books[index].used.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
 uint64_t BudgetUsed(int index) {
   const int64_t used = books[index].used.load(std::memory_order_relaxed);
   return used < 0 ? 0 : static_cast<uint64_t>(used);

@@ -30,6 +30,9 @@ inline constexpr uint32_t kFirstCapacity = 8;
 // Raises the capacity of a class on an index after a miss; returns the capacity now in force.
 uint32_t GrowCapacity(int index, unsigned size_class);
 
+// Books slots, by class, that percpu::Drain has taken away.
+void BookTaken(int index, const uint32_t* slots);
+
 // Bytes handed out to the classes of an index, and how often one class took from another.
 uint64_t BudgetUsed(int index);
 uint64_t Steals();
