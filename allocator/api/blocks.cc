@@ -16,6 +16,7 @@
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
+#include "allocator/release/release.h"
 #include "allocator/sizes/size_classes.h"
 
 namespace pcmalloc {
@@ -59,6 +60,7 @@ void* TakeOnce(size_t size) {
 // spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
+  release::Tick(/*may_start=*/true);
   if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   void* p = take();
   if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
@@ -156,6 +158,7 @@ void* TakeZeroed(size_t size) {
 
 void GiveBlock(void* p) {
   if (p == nullptr || ABSL_PREDICT_FALSE(BootOwns(p))) return;
+  release::Tick(/*may_start=*/false);
   const unsigned size_class = ClassOf(p);
   if (size_class != 0) {
     CountSlow();

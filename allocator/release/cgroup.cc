@@ -255,12 +255,12 @@ void ReadLimits(const char* root, Cgroup* result) {
 
 }  // namespace
 
-Cgroup ReadCgroup(const char* root) {
-  Cgroup result;
-  if (buffer_taken.exchange(true, std::memory_order_acquire)) return result;
-  ReadLimits(root, &result);
+bool ReadCgroup(const char* root, Cgroup* result) {
+  if (buffer_taken.exchange(true, std::memory_order_acquire)) return false;
+  *result = Cgroup();
+  ReadLimits(root, result);
   buffer_taken.store(false, std::memory_order_release);
-  return result;
+  return true;
 }
 
 int ReadPressure(const char* path) {

@@ -29,7 +29,8 @@ struct Cgroup {
 };
 
 // `root` stands before every path, also before those that the files name; "" for the real ones.
-Cgroup ReadCgroup(const char* root);
+// False, with nothing learnt, if another call is at it.
+bool ReadCgroup(const char* root, Cgroup* result);
 
 // Hundredths of a percent of the last 10 seconds in which some task waited for memory; -1 if the
 // file does not say.

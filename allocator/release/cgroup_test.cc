@@ -27,7 +27,11 @@ class CgroupTest : public ::testing::Test {
     std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
     std::ofstream(root_ + path) << content;
   }
-  Cgroup Read() { return ReadCgroup(root_.c_str()); }
+  Cgroup Read() {
+    Cgroup cgroup;
+    EXPECT_TRUE(ReadCgroup(root_.c_str(), &cgroup));
+    return cgroup;
+  }
   uint64_t Limit() { return Read().limit_bytes; }
 
   std::string root_;
@@ -164,7 +168,8 @@ TEST(RealCgroup, IsRead) {
                          std::filesystem::directory_iterator());
   };
   const auto before = count();
-  const Cgroup cgroup = ReadCgroup("");
+  Cgroup cgroup;
+  ASSERT_TRUE(ReadCgroup("", &cgroup));
   EXPECT_GT(cgroup.limit_bytes, 1u << 20);
   if (cgroup.pressure[0] != '\0') {
     EXPECT_LE(ReadPressure(cgroup.pressure), 10'000);
