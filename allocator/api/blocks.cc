@@ -78,7 +78,7 @@ void* TakeOrTrim(size_t size, TakeFn take) {
 Span* LargeSpan(const char* what, const void* p) {
   Span* span = SpanOf(p);
   if (span == nullptr) FatalPointer(what, p, "the address was not allocated by this allocator");
-  if (span->state == SpanState::kFree) {
+  if (!span->in_use()) {
     FatalPointer(what, p, "the memory is free already (double free, or a stale pointer)");
   }
   if (span->start != reinterpret_cast<uintptr_t>(p)) {

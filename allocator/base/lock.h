@@ -33,6 +33,7 @@ enum class LockRank : uint8_t {
   kCpu,       // one CPU's slab
   kTransfer,  // one class's transfer cache
   kCentral,   // one class's spans
+  kReturn,    // returning memory to the operating system
   kPages,     // the page heap
 };
 

@@ -22,9 +22,10 @@ inline constexpr int kPageShift = 13;
 inline constexpr size_t kPageSize = size_t{1} << kPageShift;
 
 enum class SpanState : uint8_t {
-  kFree,   // in the page heap
-  kSmall,  // cut into objects of one size class
-  kLarge,  // one block
+  kFree,       // in the page heap
+  kSmall,      // cut into objects of one size class
+  kLarge,      // one block
+  kReturning,  // free, and out of the page heap while the operating system takes its memory
 };
 
 struct Span {
@@ -48,6 +49,7 @@ struct Span {
   uint32_t list_index;      // which occupancy list of its central list the span is in
   uint64_t free_bits[kMaxObjects / 64];
 
+  bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }
   uintptr_t end() const { return start + bytes(); }
 };
