@@ -28,6 +28,14 @@
 
 namespace pcmalloc::pages {
 
+// Read without the lock; UINT64_MAX where there is none.
+struct HeapLimits {
+  std::atomic<uint64_t> soft{UINT64_MAX};
+  std::atomic<uint64_t> hard{UINT64_MAX};
+  std::atomic<uint64_t> mark{UINT64_MAX};
+  std::atomic<bool> mark_passed{false};
+};
+
 struct Heap {
   RankedLock<LockRank::kReturn> return_lock;
   RankedLock<LockRank::kPages> lock;
@@ -44,6 +52,7 @@ struct Heap {
   uint64_t next_pass_bytes = 0;
   uint64_t idle_limit = ReleasePolicy::kIdleBytes;
   uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
+  HeapLimits limits;
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
   // When the next step is due; 0 before the first. Read without the lock.
@@ -75,6 +84,19 @@ inline constexpr size_t kSpansPerCarve = 4;
 // Takes `pages` pages from `start` on out of a free span that holds them; what is left over goes
 // back. The span becomes that run, kLarge for the time being.
 void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages);
+
+// All bytes of memory that the heap has: used, free and warm, maps and Spans. Needs the lock.
+uint64_t FootprintBytes();
+
+// Whether so many pages may get memory under the hard limit, after returning what is idle if that
+// is needed: free spans may have merged. Needs the lock.
+bool MayGrow(size_t pages);
+
+// To be called when pages have got memory. Needs the lock.
+void NoteGrowth();
+
+// 0 when below, or without one. Needs the lock.
+uint64_t BytesAboveSoftLimit();
 
 // Returns free ranges of `shortest` bytes or more, the longest first, until it is `bytes`. Needs
 // the lock, and keeps it: for the last resort only. The number of bytes returned.

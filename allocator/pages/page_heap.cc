@@ -129,13 +129,20 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   LockHolder held(heap.lock);
   if (!held) return PageResult::kReentrant;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
-  Span* span = FindFree(need);
+  Span* span = heap.warm.Find(need);
+  if (span == nullptr) {
+    if (!pages::MayGrow(pages) || !heap.store.Reserve(kSpansPerTake + 1)) {
+      return PageResult::kNoMemory;
+    }
+    span = FindFree(need);
+  }
   if (span == nullptr) span = GrowFor(need);
   if (span == nullptr) span = LastResort(need);
   // The last resort uses and recycles Spans of its own.
   if (span == nullptr || !heap.store.Reserve(kSpansPerTake)) return PageResult::kNoMemory;
 
   Arena& arena = ArenaOf(span);
+  const bool grown = span->returned;
   CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
@@ -147,6 +154,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   ++arena.spans_in_use;
   ++heap.spans_in_use;
   pages::NoteIdle();
+  if (grown) pages::NoteGrowth();
   *out = span;
   return PageResult::kOk;
 }
@@ -221,12 +229,18 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
 
   size_t missing = pages - old_pages;
   size_t free_pages = 0;
+  size_t warm_pages = 0;
   size_t page = arena.PageOf(span->end());
   while (free_pages < missing && page < arena.used_pages()) {
     const Span* next = arena.SpanAt(page);
     if (next->state != SpanState::kFree) return PageResult::kNoMemory;
+    if (!next->returned) warm_pages += next->pages;
     free_pages += next->pages;
     page += next->pages;
+  }
+  if (warm_pages < missing &&
+      (!pages::MayGrow(missing - warm_pages) || !heap.store.Reserve(kSpansPerTake + 1))) {
+    return PageResult::kNoMemory;
   }
   if (free_pages < missing && Extend(arena, missing - free_pages) == nullptr) {
     return PageResult::kNoMemory;
@@ -242,6 +256,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   arena.SetEnds(span);
   heap.large_pages += pages - old_pages;
   pages::NoteIdle();
+  pages::NoteGrowth();
   return PageResult::kOk;
 }
 

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <time.h>
 
@@ -11,6 +12,7 @@
 #include "allocator/base/syscall.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
+#include "allocator/pages/page_heap.h"
 #include "allocator/release/maintenance.h"
 #include "allocator/release/surroundings.h"
 
@@ -134,7 +136,8 @@ void* Run(void*) {
 
 void SwitchOff(const char* why) {
   state.store(why, std::memory_order_relaxed);
-  attention.store(Attention::kNone, std::memory_order_relaxed);
+  attention.store(GetConfig().decay == kNever ? Attention::kNone : Attention::kTick,
+                  std::memory_order_relaxed);
 }
 
 int Create() {
@@ -239,9 +242,10 @@ void PayAttention(bool may_start) {
   Attention seen = attention.load(std::memory_order_relaxed);
   if (seen == Attention::kNote) {
     attention.compare_exchange_strong(seen, Attention::kNone);
-  } else if (seen == Attention::kWatch && may_start) {
-    Watch();
+    return;
   }
+  PageHeap::Tick();
+  if (seen == Attention::kWatch && may_start) Watch();
 }
 
 void ForgetThread() {

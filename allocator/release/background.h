@@ -26,9 +26,10 @@ namespace pcmalloc::release {
 
 // What a slow path has to do for the background thread.
 enum class Attention : uint32_t {
-  kNone,   // nothing: there is no thread and none is wanted, or it will look anyway
+  kNone,   // nothing: there is a thread, or nothing that it could do
   kNote,   // say that something happened: the thread is about to end
-  kWatch,  // see whether it is time to start one
+  kTick,   // return what is due: there will be no thread
+  kWatch,  // the same, and see whether it is time to start one
 };
 extern std::atomic<Attention> attention;
 

@@ -112,7 +112,7 @@ bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
   }
   // What changed last may have done so right after the look before.
   if (!pending && !rest.returned && now_ms - rest.since_ms + period >= decay_ms) {
-    if (PageHeap::Release(SIZE_MAX) > 0) Count(counters.idle_returns);
+    if (PageHeap::ReleaseIdle() > 0) Count(counters.idle_returns);
     rest.heap = HeapState();
     rest.returned = true;
   }
