@@ -18,6 +18,7 @@
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
+#include "allocator/release/release.h"
 #include "allocator/sizes/size_classes.h"
 
 namespace pcmalloc {
@@ -63,6 +64,7 @@ void* TakeOnce(size_t size) {
 // spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
+  release::Tick(/*may_start=*/true);
   if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   void* p = take();
   if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
@@ -80,7 +82,7 @@ void* TakeOrTrim(size_t size, TakeFn take) {
 Span* LargeSpan(const char* what, const void* p) {
   Span* span = SpanOf(p);
   if (span == nullptr) FatalPointer(what, p, "the address was not allocated by this allocator");
-  if (span->state == SpanState::kFree || span->state == SpanState::kCached) {
+  if (!span->in_use()) {
     FatalPointer(what, p, "the memory is free already (double free, or a stale pointer)");
   }
   if (span->start != reinterpret_cast<uintptr_t>(p)) {
@@ -167,6 +169,7 @@ void* TakeZeroed(size_t size) {
 
 void GiveBlock(void* p) {
   if (p == nullptr || ABSL_PREDICT_FALSE(BootOwns(p))) return;
+  release::Tick(/*may_start=*/false);
   const unsigned size_class = ClassOf(p);
   if (size_class != 0) return GiveCached(size_class, p);
   if (ABSL_PREDICT_FALSE(EmergencyOwns(p))) {

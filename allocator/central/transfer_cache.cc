@@ -144,20 +144,22 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
   return given;
 }
 
+size_t TrimClass(unsigned size_class) {
+  TransferCache& cache = caches[size_class];
+  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
+  LockHolder held(cache.lock);
+  if (!held) return 0;
+  const uint32_t given = lists[size_class].Give(size_class, slots_of[size_class], cache.count);
+  if (given == 0) return 0;  // all or nothing
+  cache.least = 0;
+  total_bytes.fetch_sub(int64_t{given} * kClasses[size_class].size, std::memory_order_relaxed);
+  __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
+  return given * ClassSize(size_class);
+}
+
 size_t Trim() {
   size_t bytes = 0;
-  for (unsigned c = 1; c < kNumClasses; ++c) {
-    TransferCache& cache = caches[c];
-    if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
-    LockHolder held(cache.lock);
-    if (!held) continue;
-    const uint32_t given = lists[c].Give(c, slots_of[c], cache.count);
-    if (given == 0) continue;  // all or nothing
-    bytes += given * ClassSize(c);
-    cache.least = 0;
-    total_bytes.fetch_sub(int64_t{given} * kClasses[c].size, std::memory_order_relaxed);
-    __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
-  }
+  for (unsigned c = 1; c < kNumClasses; ++c) bytes += TrimClass(c);
   return bytes;
 }
 

@@ -17,6 +17,7 @@ struct alignas(64) Books {
 };
 constinit Books books[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> steals{0};
+constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
@@ -24,9 +25,8 @@ constexpr unsigned kVictimsLookedAt = 16;
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it.
 int64_t Limit() {
   const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
-  return static_cast<int64_t>(share < kLeastBudgetBytes ? kLeastBudgetBytes
-                              : share > kBudgetBytes    ? kBudgetBytes
-                                                        : share);
+  const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
+  return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
 }
 
 // Changes a capacity and books what has really changed.
@@ -63,6 +63,12 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
 
 }  // namespace
 
+size_t Budget() { return budget.load(std::memory_order_relaxed); }
+
+void SetBudget(size_t bytes) {
+  budget.store(bytes < INT64_MAX ? bytes : INT64_MAX, std::memory_order_relaxed);
+}
+
 uint32_t GrowCapacity(int index, unsigned size_class) {
   const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
   if (capacity.now >= capacity.most) return capacity.now;
@@ -77,10 +83,17 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
     Steal(index, size_class, excess);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
-    // A class that has nothing at all gets one slot whatever the budget says.
-    if (wanted == 0) wanted = 1;
+    // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh too
+    // much for that.
+    if (wanted == 0 && size_class < kNumClasses) wanted = 1;
   }
   return Book(index, size_class, capacity.now, wanted);
+}
+
+void BookTaken(int index, const uint32_t* slots) {
+  int64_t bytes = 0;
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
+  books[index].used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {

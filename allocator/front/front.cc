@@ -125,6 +125,14 @@ size_t DrainIndex(int index) {
   return percpu::Drain(index, Return);
 }
 
+size_t ShrinkIndex(int index) {
+  Count(drains);
+  uint32_t taken[percpu::kSlabClasses];
+  const size_t drained = percpu::Drain(index, Return, taken);
+  BookTaken(index, taken);
+  return drained;
+}
+
 bool ResizeIndex(int index) { return percpu::Resize(index, MakeGeometry(), Return); }
 
 void Trim() {

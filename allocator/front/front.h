@@ -34,6 +34,9 @@ void Deallocate(unsigned size_class, void* p);
 // Empties the slab of an index into the layers below; returns the number of objects.
 size_t DrainIndex(int index);
 
+// The same, and the classes have to earn their capacity anew: for a budget that was lowered.
+size_t ShrinkIndex(int index);
+
 // Moves the slab of an index to another place in memory, contents kept.
 bool ResizeIndex(int index);
 

@@ -26,6 +26,7 @@ enum class SpanState : uint8_t {
   kSmall,  // cut into objects of one size class
   kLarge,  // one block
   kCached,  // a free block of a large class, in a cache above the page heap, which knows it as kLarge
+  kReturning,  // free, and out of the page heap while the operating system takes its memory
 };
 
 struct Span {
@@ -50,6 +51,7 @@ struct Span {
   uint32_t list_index;       // which occupancy list of its central list the span is in
   uint64_t free_bits[kMaxObjects / 64];
 
+  bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }
   uintptr_t end() const { return start + bytes(); }
 };
