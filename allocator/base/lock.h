@@ -41,6 +41,10 @@ enum class LockRank : uint8_t {
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
+// Whether the calling thread holds a lock or is about to take one: true only in a signal handler
+// that interrupted the allocator, or between the fork handlers' locks and such.
+bool HoldsAnyLock();
+
 // The lock without its rank; use RankedLock.
 class Lock {
  public:

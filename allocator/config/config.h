@@ -31,6 +31,9 @@ enum class ThpRequest : uint8_t {
 };
 inline constexpr const char* kThpRequestNames[] = {"auto", "always", "never"};
 
+enum class BackgroundThread : uint8_t { kAuto, kOn, kOff };
+inline constexpr const char* kBackgroundThreadNames[] = {"auto", "on", "off"};
+
 struct Config {
 #define PCM_CONFIG(type, name, unit, default_value, ...) type name = default_value;
 #include "allocator/config/config.def"

@@ -127,10 +127,15 @@ void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill
 
   // What gets memory by this, the pages of the kernel being what they are.
   Range filled = taken;
+  Kind rest_kind = kFresh;
   if (kind.returned) {
     const uintptr_t unit = Bytes(PagesPerKernelPage());
     filled = {taken.start & ~(unit - 1), (taken.end + unit - 1) & ~(unit - 1)};
-    if (unit == kPageSize) filled = Prepare(arena, span, filled, fill);
+    if (unit == kPageSize) {
+      filled = Prepare(arena, span, filled, fill);
+    } else {
+      rest_kind = kUsed;  // for whoever comes next
+    }
   }
 
   span->start = taken.start;
@@ -151,8 +156,8 @@ void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill
   rest(free.start, filled.start, kind, false);
   rest(filled.end, free.end, kind, false);
   if (kind.returned) {
-    rest(filled.start, taken.start, kFresh, true);
-    rest(taken.end, filled.end, kFresh, true);
+    rest(filled.start, taken.start, rest_kind, true);
+    rest(taken.end, filled.end, rest_kind, true);
   }
 }
 

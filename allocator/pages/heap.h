@@ -29,6 +29,14 @@
 
 namespace pcmalloc::pages {
 
+// Read without the lock; UINT64_MAX where there is none.
+struct HeapLimits {
+  std::atomic<uint64_t> soft{UINT64_MAX};
+  std::atomic<uint64_t> hard{UINT64_MAX};
+  std::atomic<uint64_t> mark{UINT64_MAX};
+  std::atomic<bool> mark_passed{false};
+};
+
 struct Heap {
   RankedLock<LockRank::kReturn> return_lock;
   RankedLock<LockRank::kPages> lock;
@@ -46,6 +54,7 @@ struct Heap {
   uint64_t next_pass_bytes = 0;
   uint64_t idle_limit = ReleasePolicy::kIdleBytes;
   uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
+  HeapLimits limits;
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
   // Whether the kernel serves hugepages, once somebody asked.
@@ -56,6 +65,10 @@ struct Heap {
 extern Heap heap;
 
 constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
+// Read without the lock.
+inline void SetSmallPages(uint64_t pages) {
+  __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED);
+}
 inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages); }
 
 inline uint64_t IdlePages() { return heap.warm.pages() + heap.fresh.pages(); }
@@ -118,6 +131,22 @@ uint64_t ReturnUnderLock(const Order& order);
 
 // The same with return_lock held, and the lock only in between the system calls.
 uint64_t ReturnLongest(const Order& order);
+
+// All bytes of memory that the heap has: used, free and warm, maps and Spans. Needs the lock.
+uint64_t FootprintBytes();
+
+// Whether so many pages may get memory under the hard limit, after returning what is idle if that
+// is needed: free spans may have merged. Needs the lock.
+bool MayGrow(size_t pages);
+
+// The same for a hugepage, without an effort.
+bool HugePageFits();
+
+// To be called when pages have got memory. Needs the lock.
+void NoteGrowth();
+
+// 0 when below, or without one. Needs the lock.
+uint64_t BytesAboveSoftLimit();
 
 // What the policy wants back now that pages were given; 0 mostly. Needs the lock.
 uint64_t ExcessBytes();

@@ -113,12 +113,10 @@ constexpr size_t kHugePages = os::kHugePage >> kPageShift;
 // Contains a hugepage wherever it begins.
 constexpr size_t kSurelyHuge = 2 * kHugePages - 1;
 
-// Free pages for a request, wherever they are cheapest. *alignment becomes larger where new memory
-// is to come in hugepages.
-Span* FindFree(size_t need, Fill fill, size_t* alignment) {
-  if (Span* span = heap.warm.Find(need)) return span;
+// Pages without memory for a request, new ones if need be. *alignment becomes larger where memory is
+// to come in hugepages.
+Span* FindCold(size_t need, Fill fill, size_t* alignment) {
   if (fill == Fill::kHuge) {
-    if (Span* span = heap.fresh.Find(need)) return span;
     Span* span = heap.cold.Find(kSurelyHuge);
     if (span == nullptr) span = GrowFor(kSurelyHuge);
     if (span != nullptr) {
@@ -128,7 +126,9 @@ Span* FindFree(size_t need, Fill fill, size_t* alignment) {
   }
   if (fill == Fill::kWholeHuge) {
     const size_t pages = need + kHugePages - 1;
-    if (Span* span = heap.cold.Find(pages)) {
+    Span* span = heap.cold.Find(pages);
+    if (span == nullptr) span = GrowFor(pages);
+    if (span != nullptr) {
       *alignment = os::kHugePage;
       return span;
     }
@@ -154,24 +154,34 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   LockHolder held(heap.lock);
   if (!held) return PageResult::kReentrant;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
-  const Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
-  Span* span = FindFree(need, fill, &alignment);
+  Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
+  Span* span = heap.warm.Find(need);
+  if (span == nullptr && fill == Fill::kHuge) span = heap.fresh.Find(need);
+  if (span == nullptr) {
+    if (!pages::MayGrow(pages) || !heap.store.Reserve(kSpansPerTake + 1)) {
+      return PageResult::kNoMemory;
+    }
+    if (fill == Fill::kHuge && !pages::HugePageFits()) fill = Fill::kPages;
+    span = FindCold(need, fill, &alignment);
+  }
   if (span == nullptr) span = LastResort(need);
   // The last resort uses and recycles Spans of its own.
   if (span == nullptr || !heap.store.Reserve(kSpansPerTake)) return PageResult::kNoMemory;
 
   Arena& arena = ArenaOf(span);
+  const bool grown = span->returned;
   CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
-    heap.small_pages += pages;
+    pages::SetSmallPages(heap.small_pages + pages);
   } else {
     heap.large_pages += pages;
   }
   ++arena.spans_in_use;
   ++heap.spans_in_use;
   pages::NoteIdle();
+  if (grown) pages::NoteGrowth();
   *out = span;
   return PageResult::kOk;
 }
@@ -202,7 +212,7 @@ PageResult PageHeap::Give(Span* span) {
     const size_t pages = span->pages;
     if (span->state == SpanState::kSmall) {
       memset(arena.classes() + arena.PageOf(span->start), 0, pages);
-      heap.small_pages -= pages;
+      pages::SetSmallPages(heap.small_pages - pages);
     } else {
       heap.large_pages -= pages;
     }
@@ -233,6 +243,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Arena& arena = ArenaOf(span);
   const size_t old_pages = span->pages;
+  if (pages != old_pages) span->size_class = 0;
 
   if (pages <= old_pages) {
     if (pages == old_pages) return PageResult::kOk;
@@ -246,12 +257,18 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
 
   size_t missing = pages - old_pages;
   size_t free_pages = 0;
+  size_t warm_pages = 0;
   size_t page = arena.PageOf(span->end());
   while (free_pages < missing && page < arena.used_pages()) {
     const Span* next = arena.SpanAt(page);
     if (next->state != SpanState::kFree) return PageResult::kNoMemory;
+    if (!next->returned) warm_pages += next->pages;
     free_pages += next->pages;
     page += next->pages;
+  }
+  if (warm_pages < missing &&
+      (!pages::MayGrow(missing - warm_pages) || !heap.store.Reserve(kSpansPerTake + 1))) {
+    return PageResult::kNoMemory;
   }
   if (free_pages < missing && Extend(arena, missing - free_pages) == nullptr) {
     return PageResult::kNoMemory;
@@ -268,6 +285,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   arena.SetEnds(span);
   heap.large_pages += pages - old_pages;
   pages::NoteIdle();
+  pages::NoteGrowth();
   return PageResult::kOk;
 }
 
@@ -278,6 +296,10 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
   const PageResult result = ResizeOnce(span, pages, &excess);
   if (result == PageResult::kOk) pages::Maintain(excess);
   return result;
+}
+
+uint64_t PageHeap::SmallBytes() {
+  return Bytes(__atomic_load_n(&heap.small_pages, __ATOMIC_RELAXED));
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {

@@ -72,6 +72,23 @@ class PageHeap {
   // layers above. The caller may hold locks of lower ranks, but others may have to wait for them.
   static void Tick();
 
+  // Returns all free memory but what SetIdleLimit lets stay; returns the number of bytes.
+  static size_t ReleaseIdle();
+
+  // Limits on the footprint; UINT64_MAX for none. Above `soft` free memory goes back to the system
+  // as soon as it is free. What would pass `hard`, when nothing idle is left, is refused with
+  // kNoMemory. Neither takes anything away; see ReleaseIdle.
+  static void SetLimits(uint64_t soft, uint64_t hard);
+
+  // Blocks in use, whatever they are cached in, free memory not returned yet, maps and Spans.
+  static uint64_t Footprint();
+
+  // A footprint above `bytes` makes MarkPassed true, once, until it is set anew. TakeMark says true
+  // to one caller. Async-signal-safe.
+  static void SetMark(uint64_t bytes);
+  static bool MarkPassed();
+  static bool TakeMark();
+
   // Lets the inline path of free use the page map from now on (pcmalloc_primary_arena.fast_pages).
   static void OpenFastFree();
 
@@ -79,6 +96,9 @@ class PageHeap {
   static void SetIdleLimit(size_t bytes);
 
   static PageStats Stats();
+
+  // Bytes in kSmall spans, without the lock: what the caches above measure themselves by.
+  static uint64_t SmallBytes();
 
   // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in
   // the sense of Lock: if the calling thread holds the lock already, it returns false and

@@ -248,6 +248,7 @@ uint64_t ReturnLongest(const Order& order) {
 
 uint64_t ExcessBytes() {
   const uint64_t idle = Bytes(IdlePages());
+  if (const uint64_t above = BytesAboveSoftLimit()) return above < idle ? above : idle;
   if (GetConfig().decay == 0) return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
   if (idle < heap.next_pass_bytes) return 0;
   return ReleasePolicy::BytesToReturn(idle, UsedBytes(), heap.idle_limit);
@@ -261,9 +262,13 @@ void Maintain(uint64_t excess_bytes) {
   // Whoever has it returns memory just now, or is this thread's interrupted frame.
   if (!heap.return_lock.TryAcquire()) return;
   if (excess_bytes != 0) {
-    const Order order = {excess_bytes, decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange,
-                         false};
-    const uint64_t returned = ReturnLongest(order);
+    size_t shortest = decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange;
+    if (heap.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {
+      LockHolder held(heap.lock);
+      PCMALLOC_CHECK(held);
+      if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
+    }
+    const uint64_t returned = ReturnLongest({excess_bytes, shortest, shortest == kPageSize});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
     heap.next_pass_bytes =

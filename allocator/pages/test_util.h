@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "allocator/os/memory.h"
+#include "allocator/os/thp.h"
 #include "allocator/pages/arena.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
@@ -83,9 +84,18 @@ inline void CheckPageHeap() {
         }
       }
       if (span->state == SpanState::kFree) {
-        ASSERT_EQ(span->zeroed, span->returned);
         (span->returned ? cold : warm) += span->bytes();
+        if (span->zeroed && !span->returned) {
+          for (size_t byte = 0; byte < span->bytes(); byte += kPageSize - 8) {
+            ASSERT_EQ(Begin(span)[byte], 0);
+          }
+        }
         if (span->returned) {
+          ASSERT_TRUE(span->zeroed);
+          // A hugepage that was asked for is cold altogether or nowhere.
+          for (const uintptr_t at : {span->start, span->end()}) {
+            ASSERT_TRUE(at % os::kHugePage == 0 || !arena.huge(at)) << "part of a hugepage is cold";
+          }
           ASSERT_EQ(span->start % os::KernelPageSize(), 0u);
           ASSERT_EQ(span->bytes() % os::KernelPageSize(), 0u);
         }

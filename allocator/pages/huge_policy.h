@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: decides when new memory is asked for in hugepages.
+//
+//   A hugepage costs a tenth of what its 512 pages cost one by one, and all of its 2 MiB are
+//   resident from the first touch on. What is in it and not in use is the price, at most one
+//   hugepage's worth at the growing end of the heap.
+//
+// Invariants: a pure function of the numbers passed in.
+// Cost: a few instructions.
+#ifndef PCMALLOC_ALLOCATOR_PAGES_HUGE_POLICY_H_
+#define PCMALLOC_ALLOCATOR_PAGES_HUGE_POLICY_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "allocator/os/thp.h"
+
+namespace pcmalloc {
+
+struct HugePolicy {
+  // Spans of small blocks up to this length are filled one after the other. In longer ones a few
+  // large blocks may be all that is ever used, and each of those but in part.
+  static constexpr size_t kDensePages = 16;
+
+  // From this size of the heap on the hugepage at its end weighs little.
+  static constexpr uint64_t kSmallestHeap = 8 * os::kHugePage;
+
+  // `used` is what is in use together with the request that needs new memory.
+  static constexpr bool Worthwhile(uint64_t used) { return used >= kSmallestHeap; }
+
+  // How much of what has been idle for long, in hugepages that are in use in part, is too much, so
+  // that the emptiest of these are to be broken up.
+  static constexpr uint64_t BytesToBreak(uint64_t idle, uint64_t used) {
+    const uint64_t bound = used / 16 > 2 * os::kHugePage ? used / 16 : 2 * os::kHugePage;
+    return idle <= bound ? 0 : idle - bound / 2;
+  }
+};
+
+}  // namespace pcmalloc
+
+#endif  // PCMALLOC_ALLOCATOR_PAGES_HUGE_POLICY_H_
