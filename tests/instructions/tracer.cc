@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -18,6 +19,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "rseq/rseq.h"
 
 namespace pcmalloc::instructions {
 namespace {
@@ -103,7 +105,7 @@ SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
   return code;
 }
 
-Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {
+Tracer::Tracer(percpu::Mode mode, const int cpus[2], int sleepers) {
   void* const memory =
       mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) Die("mmap");
@@ -111,6 +113,7 @@ Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {
   shared_->mode = mode;
   shared_->cpus[0] = cpus[0];
   shared_->cpus[1] = cpus[1];
+  shared_->sleepers = sleepers;
   shared_->slabs = mode == percpu::Mode::kMmCid ? kMaxSlabs : 2;
   for (int s = 0; s < shared_->slabs; ++s) {
     shared_->indices[s] = mode == percpu::Mode::kMmCid ? s : cpus[s];
@@ -193,6 +196,20 @@ int Tracer::Finish(uintptr_t address) {
   while (Continue()) times += shared_->in_handler ? 0 : 1;
   Arm(0);
   return times;
+}
+
+int Tracer::VictimSlab() const {
+  const size_t offset = shared_->mode == percpu::Mode::kMmCid ? offsetof(rseq::Area, mm_cid)
+                                                              : offsetof(rseq::Area, cpu_id);
+  int index = -1;
+  iovec here = {&index, sizeof(index)};
+  iovec there = {const_cast<char*>(static_cast<const char*>(shared_->victim_area)) + offset,
+                 sizeof(index)};
+  if (process_vm_readv(victim_, &here, 1, &there, 1, 0) != sizeof(index)) Die("process_vm_readv");
+  for (int s = 0; s < shared_->slabs; ++s) {
+    if (shared_->indices[s] == index) return s;
+  }
+  return -1;
 }
 
 void Tracer::MoveVictimTo(int cpu) {

@@ -36,7 +36,7 @@ class Disassembly {
 
 class Tracer {
  public:
-  Tracer(percpu::Mode mode, const int cpus[2]);
+  Tracer(percpu::Mode mode, const int cpus[2], int sleepers);
   ~Tracer();
   Tracer(const Tracer&) = delete;
   Tracer& operator=(const Tracer&) = delete;
@@ -53,6 +53,10 @@ class Tracer {
   // Lets it finish the round; returns how often it came by `address` (0: do not look) on the way,
   // not counting what a signal handler did.
   int Finish(uintptr_t address);
+
+  // The slab, as a number in `Shared`, of the index that the kernel gave the victim when it last ran;
+  // -1: none of them.
+  int VictimSlab() const;
 
   void MoveVictimTo(int cpu);
   void SignalVictim();

@@ -207,6 +207,8 @@ def arguments(argv):
                         help="one kernel of four classes, shorter runs")
     parser.add_argument("--seconds", type=int, metavar="N",
                         help="length of each stress run; default 20, with --quick 5")
+    parser.add_argument("--only", action="append", metavar="PATTERN",
+                        help="only programs of that name inside the boots, such as preempt, stress*")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
@@ -256,6 +258,8 @@ def run(options, progress):
             boots = plan.boots_for(choice, programs[choice.arch],
                                    libcs if choice.arch == "x86_64" else {}, options.quick,
                                    options.seconds)
+        if options.only:
+            boots = plan.only(boots, options.only)
         try:
             rows.append(boot_all(choice, boots, programs[choice.arch], progress))
         except fetch.Unavailable as error:

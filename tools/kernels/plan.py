@@ -2,6 +2,7 @@
 """What runs inside the boots of a kernel, and what each of it must answer."""
 
 import collections
+import fnmatch
 
 import catalogue
 
@@ -155,6 +156,18 @@ def topology_boots(seconds):
     plan.run("mode", 60, "/bin/mode", "3")
     boots.append(plan.boot("64 CPUs", _files({"init", "mode"}), cpus=64))
     return boots
+
+
+def only(boots, patterns):
+    """The same boots with those of their programs whose names match a pattern; none without any."""
+    found = []
+    for boot in boots:
+        lines = boot.text.split("\n")
+        left = [line for line in lines if not line.startswith("run ")
+                or any(fnmatch.fnmatch(line.split()[1], pattern) for pattern in patterns)]
+        if any(line.startswith("run ") for line in left):
+            found.append(boot._replace(text="\n".join(left)))
+    return found
 
 
 def _files(names, more=None):
