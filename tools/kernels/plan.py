@@ -11,12 +11,11 @@ Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more fi
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
 # The layers' own tests: name, program and its arguments. Without the cases that measure time, fill the
-# emulated CPUs with spinning threads, or count how much was disturbed in a fixed time.
-_SLABS = ("slabs_unit", "--gtest_filter=-*InACrowd")
+# emulated CPUs with spinning threads.
 UNITS = (("lock", ("lock_unit",)),
          ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
-         ("slabs_cpu", _SLABS + ("--mode=cpu",)), ("slabs_cid", _SLABS + ("--mode=cid",)),
-         ("slabs_locked", _SLABS + ("--mode=locked",)))
+         ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
+         ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # These force sections, or expect them to be aborted.
 NEED_ABORTS = ("probe", "slabs_cpu", "slabs_cid")
 # Emulation on a busy machine is slow: a limit only ends what hangs.
