@@ -6,6 +6,7 @@ import stat
 import subprocess
 import tempfile
 import unittest
+from xml.etree import ElementTree
 
 from tests.testing import cases
 import boot
@@ -207,6 +208,17 @@ class JudgeTest(unittest.TestCase):
         self.assertEqual(len(judge.row_of(choice, boots, results)["wrong"]), 2)
 
 
+    def test_only_some_programs(self):
+        boots = plan.boots_for(choice_of("x86_64", "7.3.4"), {"instructions"}, {}, False, 5)
+        self.assertEqual([one.name for one in boots], ["plain", "rseq_debug"])
+        left = plan.only(boots, ["preempt", "unit_slabs*"])
+        self.assertEqual([one.name for one in left], ["plain"])
+        self.assertEqual(set(judge.programs_of(left[0])),
+                         {"preempt", "unit_slabs_cpu", "unit_slabs_cid", "unit_slabs_locked"})
+        self.assertIn("mount", left[0].text.split("\n"))
+        self.assertEqual(plan.only(boots, ["none"]), [])
+
+
 class ReportTest(unittest.TestCase):
 
     ROW = {"arch": "x86_64", "version": "7.0.9", "class": "NO_CACHE", "expected": "NO_CACHE",
@@ -229,6 +241,16 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(report.exit_status([gone, skipped]), 1)
         self.assertEqual(report.summary([self.ROW, bad, gone, skipped], 3.2),
                          "1 right, 1 wrong, 1 skipped, 1 not available; 3 s")
+
+
+    def test_cells_as_test_cases(self):
+        skipped = [judge.skipped(choice, "a & b") for choice in catalogue.choose_nothing()]
+        row = dict(self.ROW, cells={"class": [], "stress": ["one <bad>", "two"]})
+        suite = ElementTree.fromstring(report.junit([row] + skipped))
+        self.assertEqual([case.get("name") for case in suite], ["class", "stress"] + ["boot"] * 4)
+        self.assertEqual([len(case) for case in suite], [0, 1, 1, 1, 1, 1])
+        self.assertEqual(suite[1][0].get("message"), "one <bad>; two")
+        self.assertEqual(len(suite.findall("testcase/skipped")), 4)
 
 
 if __name__ == "__main__":

@@ -102,17 +102,20 @@ def _run_once(arguments, limit, progress):
 
 
 def boot(arch, kernel, archive, cpus=2, memory=512, append="", smp_more="", seconds=60,
-         progress=lambda result, seconds: None):
-    """Boots with an initramfs (bytes); `seconds` is what the plan may take. Retries once if the boot
-    did not reach its end, as emulation under load sometimes does not."""
+         deadline=float("inf"), progress=lambda result, seconds: None):
+    """Boots with an initramfs (bytes); `seconds` is what the plan may take, `deadline` when all must
+    be over. Retries once if the boot did not reach its end, as emulation under load sometimes does
+    not."""
+    def limit():
+        return min(BOOT_SECONDS + seconds, deadline - time.monotonic())
     with tempfile.NamedTemporaryFile(prefix="pcmalloc-initramfs-") as file:
         file.write(archive)
         file.flush()
         arguments = command(arch, kernel, file.name, cpus, memory, append, smp_more)
-        result = _run_once(arguments, BOOT_SECONDS + seconds, progress)
-        if not result.complete:
+        result = _run_once(arguments, limit(), progress)
+        if not result.complete and limit() > 0:
             first = result
-            result = _run_once(arguments, BOOT_SECONDS + seconds, progress)
+            result = _run_once(arguments, limit(), progress)
             result.tries = 2
             result.seconds += first.seconds
     return result

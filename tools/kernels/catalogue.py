@@ -146,6 +146,11 @@ def choose(packages, arches=ARCHES, classes=None, quick=False):
     return choices
 
 
+def choose_nothing(arches=ARCHES):
+    """The choices of a quick run where the archive cannot be asked."""
+    return [Choice(arch, name, "quick", None) for arch, name in QUICK if arch in arches]
+
+
 def choose_versions(packages, versions, arches=ARCHES):
     """The kernels whose release or Debian version is named."""
     choices = []

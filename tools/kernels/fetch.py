@@ -71,7 +71,11 @@ def update_lists(force=False):
     done = subprocess.run(["apt-get", "-q"] + _apt_options(apt) + ["update"], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0 or "\nE:" in done.stdout or "Failed to fetch" in done.stdout:
-        raise Unavailable("apt-get update: " + done.stdout.strip()[-400:])
+        problem = "apt-get update: " + done.stdout.strip()[-400:]
+        if not os.path.exists(stamp):
+            raise Unavailable(problem)
+        warn(problem + "\nthe lists fetched before are used")
+        return
     with open(stamp, "w", encoding="utf-8"):
         pass
 

@@ -167,14 +167,14 @@ def archive_for(one, programs):
     return initramfs.newc(files)
 
 
-def boot_all(choice, boots, programs, progress):
+def boot_all(choice, boots, programs, progress, deadline):
     """The row of one kernel."""
     kernel = fetch.kernel_image(choice.package, progress.show)
     results = []
     for one in boots:
         results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), cpus=one.cpus,
                                  append=one.append, smp_more=one.smp_more, seconds=one.seconds,
-                                 progress=progress.of_boot(one.name)))
+                                 deadline=deadline, progress=progress.of_boot(one.name)))
     return judge.row_of(choice, boots, results)
 
 
@@ -206,15 +206,18 @@ def arguments(argv):
     parser.add_argument("--quick", action="store_true",
                         help="one kernel of four classes, shorter runs")
     parser.add_argument("--seconds", type=int, metavar="N",
-                        help="length of each stress run; default 20, with --quick 5")
+                        help="length of each stress run; default 20, with --quick 3")
     parser.add_argument("--only", action="append", metavar="PATTERN",
                         help="only programs of that name inside the boots, such as preempt, stress*")
+    parser.add_argument("--limit", type=int, metavar="N",
+                        help="seconds after which no further kernel is booted, and a boot ends")
+    parser.add_argument("--xml", metavar="FILE", help="the cells as test cases, too")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
     parser.add_argument("--consoles", metavar="DIR", help="keep what each boot printed")
     options = parser.parse_args(argv)
-    options.seconds = options.seconds or (5 if options.quick else 20)
+    options.seconds = options.seconds or (3 if options.quick else 20)
     return options
 
 
@@ -234,15 +237,22 @@ def choose(options, packages):
 def run(options, progress):
     """Boots what was asked for; returns the rows."""
     progress.show("reading Debian's package lists")
-    fetch.update_lists(options.update)
-    packages, others = fetch.read_lists()
+    try:
+        fetch.update_lists(options.update)
+        packages, others = fetch.read_lists()
+    except fetch.Unavailable as error:
+        if not options.quick:
+            raise
+        fetch.warn(str(error))
+        return [judge.skipped(choice, str(error))
+                for choice in catalogue.choose_nothing(options.arch or catalogue.ARCHES)]
     choices = choose(options, packages)
     if options.list:
         progress.clear()
         list_kernels(choices, packages)
         return None
-    programs = {arch: built_programs(arch, progress)
-                for arch in sorted({c.arch for c in choices if c.package})}
+    deadline = time.monotonic() + options.limit if options.limit else float("inf")
+    programs = {}
     libcs = {} if options.quick else c_libraries(others, progress)
     rows = []
     for number, choice in enumerate(choices, 1):
@@ -252,6 +262,16 @@ def run(options, progress):
         progress.prefix = "[%d/%d] %s %s %s: " % (
             number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
             choice.expected)
+        if time.monotonic() > deadline:
+            rows.append(judge.skipped(choice, "no time left"))
+            continue
+        try:
+            if choice.arch not in programs:
+                programs[choice.arch] = built_programs(choice.arch, progress)
+        except fetch.Unavailable as error:
+            fetch.warn(str(error))
+            rows.append(judge.skipped(choice, str(error)))
+            continue
         if options.topology:
             boots = plan.topology_boots(options.seconds)
         else:
@@ -261,7 +281,7 @@ def run(options, progress):
         if options.only:
             boots = plan.only(boots, options.only)
         try:
-            rows.append(boot_all(choice, boots, programs[choice.arch], progress))
+            rows.append(boot_all(choice, boots, programs[choice.arch], progress, deadline))
         except fetch.Unavailable as error:
             fetch.warn(str(error))
             rows.append(judge.skipped(choice, str(error)))
@@ -309,6 +329,9 @@ def main(argv):
         return 0
     for row in rows:
         row.pop("consoles", None)
+    if options.xml:
+        with open(options.xml, "w", encoding="utf-8") as file:
+            file.write(report.junit(rows))
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
