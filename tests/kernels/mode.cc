@@ -2,10 +2,14 @@
 //
 // What the allocator linked in says of itself, after it has served threads that allocate. Prints
 // "PCM key=value" lines.
+#include <errno.h>
 #include <pcmalloc/pcmalloc.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <thread>
 #include <vector>
@@ -27,6 +31,22 @@ void Allocate() {
   }
 }
 
+// The highest power of two at which memory can be had: how wide the kernel lets user space be.
+int AddressBits() {
+  const long page = sysconf(_SC_PAGESIZE);
+  for (int bits = 56; bits > 30; --bits) {
+    // Not the last pages, which no process may have.
+    void* const wanted = reinterpret_cast<void*>((uintptr_t{1} << bits) - (1 << 20));
+    void* const got = mmap(wanted, static_cast<size_t>(page), PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (got == MAP_FAILED && errno == EEXIST) return bits;
+    if (got == MAP_FAILED) continue;
+    munmap(got, static_cast<size_t>(page));
+    if (got == wanted) return bits;
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -38,6 +58,7 @@ int main(int argc, char** argv) {
   pcmalloc_stats_json(json, sizeof(json));
   printf("PCM mode=%s\nPCM reason=%s\nPCM bound=%d\n", pcmalloc_mode(), pcmalloc_reason(),
          pcmalloc_cpu_bound());
+  printf("PCM page=%ld\nPCM address_bits=%d\n", sysconf(_SC_PAGESIZE), AddressBits());
   if (const char* slabs = strstr(json, "\"slabs\":")) printf("PCM slabs=%d\n", atoi(slabs + 8));
   return 0;
 }

@@ -29,7 +29,7 @@ class InstructionsSabotageTest(unittest.TestCase):
             self.skipTest("the instruction test cannot be made here")
 
     def check_caught(self, fault):
-        result = run(f"tests/sabotage/instructions_test-{fault}")
+        result = run(f"tests/sabotage/instructions_{fault}")
         self.assertNotEqual(result.returncode, 0, result.stdout)
         self.assertIn("FAILED", result.stdout)
 

@@ -23,7 +23,7 @@ def _sabotaged_library_impl(ctx):
 
 def _sabotaged_program_impl(ctx):
     built = ctx.attr.program[0][DefaultInfo].files_to_run.executable
-    return _linked(ctx, built, "%s-%s" % (built.basename, ctx.attr.fault))
+    return _linked(ctx, built, ctx.label.name)
 
 # bazel-bin/tests/sabotage/libpcmalloc-FAULT.so
 sabotaged_library = rule(
@@ -37,7 +37,7 @@ sabotaged_library = rule(
     },
 )
 
-# bazel-bin/tests/sabotage/PROGRAM-FAULT
+# Of the name that it is given.
 sabotaged_program = rule(
     implementation = _sabotaged_program_impl,
     attrs = {

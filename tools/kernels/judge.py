@@ -6,6 +6,7 @@ import json
 import catalogue
 import plan
 
+TIME_LIMIT_STATUS = 124  # of init.cc
 MODES = ("v2safe-cpu", "v2safe-cid", "locked", "legacy")
 
 
@@ -64,6 +65,34 @@ class Cells(dict):
         return self.setdefault(name, [])
 
 
+def _judge_sabotage(choice, boot, result, row, cells):
+    """The fault must be noticed where it is one, and be none elsewhere."""
+    if "sabotage_legacy" not in programs_of(boot):
+        return
+    wrong = cells.of("sabotage")
+    said = result.program("sabotage_legacy")
+    status = int(said.get("status", TIME_LIMIT_STATUS))
+    if plan.legacy_mode(choice.expected) == "legacy":
+        problem = ("exit status %d" % status if status
+                   else _summary_problem("legacy", said.get("json")))
+    else:
+        problem = None if status not in (0, 2, 127, TIME_LIMIT_STATUS) else (
+            "not noticed, exit status %d" % status)
+    row["sabotage"] = "clean" if status == 0 else "caught"
+    if problem:
+        wrong.append("%s, sabotage_legacy: %s" % (boot.name, problem))
+
+
+def _judge_musl(choice, boot, result, row, cells):
+    if "musl" not in programs_of(boot):
+        return
+    wrong = cells.of("musl")
+    said = result.program("musl")
+    _is(said.get("status"), "0", "%s, musl" % boot.name, wrong)
+    _is(said.get("mode"), plan.EXPECTED_MODE[choice.expected], "%s, musl" % boot.name, wrong)
+    row["musl"] = said.get("mode")
+
+
 def row_of(choice, boots, results):
     """The row of one kernel: a dictionary, keys as in --json."""
     package = choice.package
@@ -71,7 +100,7 @@ def row_of(choice, boots, results):
            "suite": package.suite, "arch": choice.arch, "why": choice.why,
            "expected": choice.expected, "class": "unknown", "mode": None, "reason": None,
            "feature_size": None, "stress": None, "preemption": None, "same_core": None,
-           "tests": None, "boots": [], "log": [], "consoles": {}}
+           "tests": None, "sabotage": None, "musl": None, "boots": [], "log": [], "consoles": {}}
     cells = Cells()
     stress = [0, 0]
     tests = [0, 0]
@@ -93,7 +122,11 @@ def row_of(choice, boots, results):
         preempted = _judge_units(boot, result, "preempt", cells, "preempted")
         if preempted[1]:
             row["preemption"] = "%d/%d" % preempted
-        row["log"] += result.log
+        _judge_sabotage(choice, boot, result, row, cells)
+        _judge_musl(choice, boot, result, row, cells)
+        # What a fault that was noticed has to say is no news.
+        row["log"] += [line for line in result.log
+                       if cells.get("sabotage") or not line.startswith("sabotage")]
         row["consoles"][boot.name] = result.console
     row["stress"] = "%d/%d" % tuple(stress) if stress[1] else None
     row["tests"] = "%d/%d" % tuple(tests) if tests[1] else None

@@ -84,6 +84,14 @@ def boots_for(choice, programs, libcs, quick, seconds):
     if choice.arch == "x86_64":
         # Asked for the legacy scheme: granted only where the kernel rewrites.
         plan.stress("stress_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy")
+    if "stress_legacy_unproved" in programs:
+        # The legacy scheme without proof: safe only where the kernel rewrites.
+        wanted.add("stress_legacy_unproved")
+        plan.stress("sabotage_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy",
+                    program=("/bin/stress_legacy_unproved",))
+    if "musl" in programs:
+        wanted.add("musl")
+        plan.run("musl", seconds, "/bin/musl", str(seconds))
     for name, words in UNITS:
         if name == "slabs_cid" and release < catalogue.FIRST_WITH_LENGTHS:
             continue

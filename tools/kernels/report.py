@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 COLUMNS = (
     ("arch", "arch"), ("version", "kernel"), ("class", "class"), ("expected", "expected"),
-    ("mode", "mode"), ("stress", "stress"), ("preemption", "preempted"),
-    ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
+    ("mode", "mode"), ("stress", "stress"), ("sabotage", "sabotage"), ("preemption", "preempted"),
+    ("musl", "musl"), ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
     ("reason", "reason"),
 )
 # What is told apart from "wrong": the kernel was never booted.
