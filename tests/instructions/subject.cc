@@ -11,6 +11,7 @@
 
 #include "percpu/ops.h"
 #include "rseq/rseq.h"
+#include "tests/instructions/cpu.h"
 
 namespace pcmalloc::instructions {
 namespace {
@@ -189,7 +190,7 @@ void* Victim(void*) {
   }
   const uint64_t items[kBatch] = {VictimItem(0), VictimItem(1), VictimItem(2)};
   while (true) {
-    asm volatile("int3" : : : "memory");  // between rounds the tracer has the thread
+    asm volatile(PCM_HAND_OVER : : : "memory");  // between rounds the tracer has the thread
     if (shared->operation < 0) {
       BreakpointProbe();
     } else {

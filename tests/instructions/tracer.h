@@ -65,11 +65,14 @@ class Tracer {
   void Arm(uintptr_t address);  // 0: nothing
   // True at the armed address, false between rounds.
   bool Continue();
+  void StepOffBreakpoint();
+  uintptr_t WaitForStop(int* signal);  // the program counter there
 
   Shared* shared_;
   pid_t subject_ = -1;
   pid_t victim_ = -1;
   uintptr_t armed_ = 0;
+  bool handed_over_ = true;  // it stands between two rounds
 };
 
 }  // namespace pcmalloc::instructions

@@ -27,6 +27,7 @@ import report
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
+OBJDUMP = {"x86_64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
 TARGET = {"x86_64": "//tests/kernels:programs", "arm64": "//tests/kernels:programs_aarch64"}
 # The C libraries that dynamic programs run with: one that registers 32 bytes, one that registers
 # the length that the kernel advertises.
@@ -86,7 +87,7 @@ def built_programs(arch, progress):
         if name == "stress_dynamic":
             programs.update(shared_libraries(path))
         if name == "instructions":
-            programs[name + ".listing"] = listing(path)
+            programs[name + ".listing"] = listing(arch, path)
     return programs
 
 
@@ -109,9 +110,9 @@ def shared_libraries(path):
     return found
 
 
-def listing(path):
+def listing(arch, path):
     """The disassembly that the instruction test wants and cannot make inside a boot."""
-    done = subprocess.run(["objdump", "--disassemble", "--wide", "--no-show-raw-insn", path],
+    done = subprocess.run([OBJDUMP[arch], "--disassemble", "--wide", "--no-show-raw-insn", path],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise Failed("objdump %s: %s" % (path, done.stderr.decode("utf-8", "replace")))
