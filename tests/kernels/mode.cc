@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <thread>
@@ -47,18 +48,29 @@ int AddressBits() {
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const int threads = argc > 1 ? atoi(argv[1]) : 3;
-  std::vector<std::thread> running;
-  for (int i = 0; i < threads; ++i) running.emplace_back(&Allocate);
-  for (std::thread& thread : running) thread.join();
+int Slabs() {
   static char json[1 << 16];
   pcmalloc_stats_json(json, sizeof(json));
+  const char* const slabs = strstr(json, "\"slabs\":");
+  return slabs == nullptr ? -1 : atoi(slabs + 8);
+}
+
+}  // namespace
+
+// mode [THREADS [SECONDS]]: so many threads, again and again until so many seconds are over.
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? atoi(argv[1]) : 3;
+  const time_t end = time(nullptr) + (argc > 2 ? atoi(argv[2]) : 0);
+  int slabs_before = -1;
+  do {
+    std::vector<std::thread> running;
+    for (int i = 0; i < threads; ++i) running.emplace_back(&Allocate);
+    for (std::thread& thread : running) thread.join();
+    if (slabs_before < 0) slabs_before = Slabs();
+  } while (time(nullptr) < end);
   printf("PCM mode=%s\nPCM reason=%s\nPCM bound=%d\n", pcmalloc_mode(), pcmalloc_reason(),
          pcmalloc_cpu_bound());
   printf("PCM page=%ld\nPCM address_bits=%d\n", sysconf(_SC_PAGESIZE), AddressBits());
-  if (const char* slabs = strstr(json, "\"slabs\":")) printf("PCM slabs=%d\n", atoi(slabs + 8));
+  printf("PCM slabs_before=%d\nPCM slabs=%d\n", slabs_before, Slabs());
   return 0;
 }

@@ -118,7 +118,8 @@ def read_lists():
     apt = os.path.join(cache_directory(), "apt")
     short = os.path.join(apt, "catalogue.json")
     updated = os.path.join(apt, "updated")
-    if os.path.exists(short) and os.stat(short).st_mtime >= os.stat(updated).st_mtime:
+    newest = max(os.stat(path).st_mtime for path in (updated, __file__, catalogue.__file__))
+    if os.path.exists(short) and os.stat(short).st_mtime >= newest:
         with open(short, encoding="utf-8") as file:
             known = json.load(file)
     else:

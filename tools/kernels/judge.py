@@ -37,7 +37,7 @@ def _cell_stress(choice, boot, result, cells):
 def _stress_problem(choice, name, said):
     if said.get("status") != "0":
         return "exit status %s" % said.get("status", "none")
-    if ("toggle" in name or "cpuset" in name) and int(said.get("changes", 0)) == 0:
+    if any(flag in name for flag in plan.CHANGES_CPUS) and int(said.get("changes", 0)) == 0:
         return "the CPUs never changed"
     asked = next((mode for mode in MODES if mode in name), None)
     if asked == "legacy":
@@ -96,7 +96,7 @@ def _judge_musl(choice, boot, result, row, cells):
 def row_of(choice, boots, results):
     """The row of one kernel: a dictionary, keys as in --json."""
     package = choice.package
-    row = {"version": catalogue.release_text(package.release), "package": package.version,
+    row = {"version": catalogue.version_text(package), "package": package.version,
            "suite": package.suite, "arch": choice.arch, "why": choice.why,
            "expected": choice.expected, "class": "unknown", "mode": None, "reason": None,
            "feature_size": None, "stress": None, "preemption": None, "same_core": None,
@@ -167,6 +167,14 @@ def _judge_probe(choice, boot, result, row, cells):
         if row["mode"] is None and name == "mode":
             row["mode"] = said.get("mode")
             row["reason"] = said.get("reason")
+    if "mode_hotadd" in asked:
+        wrong = cells.of("mode")
+        said = result.program("mode_hotadd")
+        _is(said.get("status"), "0", "%s, mode_hotadd" % boot.name, wrong)
+        _is(said.get("changes"), "1", "%s, CPUs added" % boot.name, wrong)
+        if int(said.get("slabs", 0)) <= int(said.get("slabs_before", 0)):
+            wrong.append("%s: %s slabs before, %s after a CPU was added" % (
+                boot.name, said.get("slabs_before"), said.get("slabs")))
     if "mode_cid" in asked:
         wrong = cells.of("mode")
         said = result.program("mode_cid")
@@ -199,7 +207,7 @@ def not_available(choice):
 
 def skipped(choice, reason):
     """The row of a kernel that was not booted."""
-    release = choice.package and catalogue.release_text(choice.package.release)
+    release = choice.package and catalogue.version_text(choice.package)
     return {"version": release, "arch": choice.arch,
             "class": "skipped", "why": choice.why, "expected": choice.expected, "mode": None,
             "ok": False, "seconds": 0, "reason": reason, "wrong": []}

@@ -173,8 +173,7 @@ def boot_all(choice, boots, programs, progress, deadline):
     kernel = fetch.kernel_image(choice.package, progress.show)
     results = []
     for one in boots:
-        results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), cpus=one.cpus,
-                                 append=one.append, smp_more=one.smp_more, seconds=one.seconds,
+        results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), one,
                                  deadline=deadline, progress=progress.of_boot(one.name)))
     return judge.row_of(choice, boots, results)
 
@@ -182,9 +181,10 @@ def boot_all(choice, boots, programs, progress, deadline):
 def list_kernels(choices, packages):
     """--list: what the archive offers and what would be booted."""
     chosen = {choice.package: choice.why for choice in choices}
-    for package in catalogue.one_per_release(packages):
+    for package in (catalogue.one_per_release(packages)
+                    + catalogue.one_per_release(packages, pages_16k=True)):
         print("%-7s %-10s %-10s %-20s %5.0f MB  %s" % (
-            package.arch, catalogue.release_text(package.release),
+            package.arch, catalogue.version_text(package),
             catalogue.expected_class(package.arch, package.release), package.suite,
             package.size / 1e6, "boots: " + chosen[package] if package in chosen else ""))
     for choice in choices:
@@ -231,7 +231,11 @@ def choose(options, packages):
         return choices
     choices = catalogue.choose(packages, arches, options.classes, options.quick)
     if options.topology:
-        choices = [c for c in choices if c.package and c.arch == "x86_64"][-1:]
+        # The newest of each architecture, and of those to which a CPU can be added while they run.
+        newest = {(c.arch, c.expected == "CACHE_OK"): c for c in choices
+                  if c.package and not catalogue.has_16k_pages(c.package)}
+        choices = [newest[key] for key in (("x86_64", True), ("x86_64", False), ("arm64", False))
+                   if key in newest]
     return choices
 
 
@@ -261,7 +265,7 @@ def run(options, progress):
             rows.append(judge.not_available(choice))
             continue
         progress.prefix = "[%d/%d] %s %s %s: " % (
-            number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
+            number, len(choices), choice.arch, catalogue.version_text(choice.package),
             choice.expected)
         if time.monotonic() > deadline:
             rows.append(judge.skipped(choice, "no time left"))
@@ -274,7 +278,7 @@ def run(options, progress):
             rows.append(judge.skipped(choice, str(error)))
             continue
         if options.topology:
-            boots = plan.topology_boots(options.seconds)
+            boots = plan.topology_boots(choice, options.seconds)
         else:
             boots = plan.boots_for(choice, programs[choice.arch],
                                    libcs if choice.arch == "x86_64" else {}, options.quick,
