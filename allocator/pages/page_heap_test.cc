@@ -124,6 +124,7 @@ TEST(PageHeapTest, WarmSpansComeBeforeColdOnesAndGrowth) {
 }
 
 TEST(PageHeapTest, ResizeInPlace) {
+  PageHeap::Release(SIZE_MAX);  // one free span, so that the next two are neighbours
   Span* span = TakeOrNull(100);
   Span* behind = TakeOrNull(100);
   ASSERT_EQ(behind->start, span->end());
