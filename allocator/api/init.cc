@@ -147,6 +147,7 @@ void Start() {
   release::Start();
   if (chosen == percpu::Mode::kCpuId) {
     PageHeap::OpenFastFree();
+    __atomic_store_n(&pcmalloc_coarse_gate, kMaxSmallSize - kFineLimit, __ATOMIC_RELEASE);
     __atomic_store_n(&pcmalloc_small_gate, kFineClasses + 1, __ATOMIC_RELEASE);
   }
 }

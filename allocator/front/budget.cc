@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "allocator/front/deferred.h"
+#include "allocator/pages/page_heap.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
 
@@ -21,6 +22,14 @@ constinit std::atomic<size_t> budget{kBudgetBytes};
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
 
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+int64_t Limit() {
+  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  const uint64_t most = budget.load(std::memory_order_relaxed);
+  const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
+  return static_cast<int64_t>(wanted < most ? wanted : most);
+}
+
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
   const int32_t change = percpu::SetCapacity(index, size_class, wanted);
@@ -35,7 +44,8 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
-    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
+    const unsigned c =
+        1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
     const uint32_t after = Book(index, c, before, before / 2);
@@ -68,7 +78,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = books[index].used;
-  const int64_t limit = static_cast<int64_t>(Budget());
+  const int64_t limit = Limit();
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
     Steal(index, size_class, excess);
@@ -82,7 +92,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 
 void BookTaken(int index, const uint32_t* slots) {
   int64_t bytes = 0;
-  for (unsigned c = 1; c < kNumClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
   books[index].used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 

@@ -32,6 +32,9 @@ constexpr size_t kGrowthDivisor = 4;
 // Most Span objects that one operation makes.
 constexpr size_t kSpansPerTake = pages::kSpansPerCarve + 1;
 
+// Read without the lock.
+void SetSmallPages(uint64_t pages) { __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED); }
+
 // Makes an arena longer by at least `least` pages, in one cold span with a cold end. Uses one Span.
 Span* Extend(Arena& arena, size_t least) {
   const size_t used = arena.used_pages();
@@ -147,7 +150,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
-    heap.small_pages += pages;
+    SetSmallPages(heap.small_pages + pages);
   } else {
     heap.large_pages += pages;
   }
@@ -185,7 +188,7 @@ PageResult PageHeap::Give(Span* span) {
     const size_t pages = span->pages;
     if (span->state == SpanState::kSmall) {
       memset(arena.classes() + arena.PageOf(span->start), 0, pages);
-      heap.small_pages -= pages;
+      SetSmallPages(heap.small_pages - pages);
     } else {
       heap.large_pages -= pages;
     }
@@ -216,6 +219,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Arena& arena = ArenaOf(span);
   const size_t old_pages = span->pages;
+  if (pages != old_pages) span->size_class = 0;
 
   if (pages <= old_pages) {
     if (pages == old_pages) return PageResult::kOk;
@@ -267,6 +271,10 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
   const PageResult result = ResizeOnce(span, pages, &excess);
   if (result == PageResult::kOk) pages::Maintain(excess);
   return result;
+}
+
+uint64_t PageHeap::SmallBytes() {
+  return Bytes(__atomic_load_n(&heap.small_pages, __ATOMIC_RELAXED));
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {
