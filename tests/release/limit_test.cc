@@ -119,15 +119,16 @@ TEST(Limit, HardOneHoldsForAllThreadsTogether) {
 }
 
 PCM_SCENARIO(SoftLimit) {
-  constexpr size_t kSoft = 32 * kMiB;
+  // Below what free memory may otherwise stay.
+  constexpr size_t kSoft = 8 * kMiB;
   EXPECT_EQ(Ask("pcmalloc_soft_limit"), kSoft);
   const size_t at_start = Measure().resident;
   for (size_t size : {size_t{200}, size_t{5000}, size_t{1'000'000}}) {
     SCOPED_TRACE(size);
     Blocks blocks;
     // It refuses nothing...
-    while (blocks.bytes < 4 * kSoft) ASSERT_TRUE(blocks.Take(size));
-    EXPECT_GE(Footprint(), 4 * kSoft);
+    while (blocks.bytes < 8 * kSoft) ASSERT_TRUE(blocks.Take(size));
+    EXPECT_GE(Footprint(), 8 * kSoft);
     // ... but nothing idle stays above it, without anybody's help.
     blocks.FreeAll(size);
     EXPECT_LE(Footprint(), kSoft + kMiB);
@@ -136,7 +137,7 @@ PCM_SCENARIO(SoftLimit) {
   EXPECT_GE(Statistic("limit_relieves"), 1);
 }
 TEST(Limit, NothingIdleStaysAboveTheSoftOne) {
-  EXPECT_TRUE(RunWith("SoftLimit", "limit_soft:32M,decay:never"));
+  EXPECT_TRUE(RunWith("SoftLimit", "limit_soft:8M,decay:never"));
 }
 
 PCM_SCENARIO(Setters) {
