@@ -169,19 +169,20 @@ void* TakeZeroed(size_t size) {
 
 void GiveBlock(void* p) {
   if (p == nullptr || ABSL_PREDICT_FALSE(BootOwns(p))) return;
-  release::Tick(/*may_start=*/false);
   const unsigned size_class = ClassOf(p);
   if (size_class != 0) return GiveCached(size_class, p);
   if (ABSL_PREDICT_FALSE(EmergencyOwns(p))) {
     EmergencyGive(p);
     return;
   }
+  release::Tick(/*may_start=*/false);
   Span* span = LargeSpan("free", p);
   if (PageHeap::Give(span) == PageResult::kReentrant) front::Defer(p);
 }
 
 void GiveCached(unsigned size_class, void* p) {
   CountSlow();
+  release::Tick(/*may_start=*/false);
   front::Deallocate(size_class, p);
 }
 

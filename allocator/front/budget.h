@@ -17,13 +17,14 @@
 
 namespace pcmalloc::front {
 
-// Bytes of objects that one slab may hold, at first and now: the most that it comes to in a large
-// heap; in a small one it is a share of the heap, but never less than kLeastBudgetBytes or the
-// budget itself. A change takes effect as classes grow: nobody grows beyond it, and who misses takes
-// from the others; what is held already stays until it is drained. Async-signal-safe.
+// Bytes of objects that one slab may hold: at most, unless SetBudget says otherwise; in a small heap
+// its share of it, at least so much.
 inline constexpr size_t kBudgetBytes = size_t{3} << 20;
 inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
 inline constexpr size_t kHeapDivisor = 8;
+
+// The upper limit. A change takes effect as classes grow: nobody grows beyond it, and who misses
+// takes from the others; what is held already stays until it is drained. Async-signal-safe.
 size_t Budget();
 void SetBudget(size_t bytes);
 

@@ -22,10 +22,10 @@ inline constexpr int kPageShift = 13;
 inline constexpr size_t kPageSize = size_t{1} << kPageShift;
 
 enum class SpanState : uint8_t {
-  kFree,   // in the page heap
-  kSmall,  // cut into objects of one size class
-  kLarge,  // one block
-  kCached,  // a free block of a large class, in a cache above the page heap, which knows it as kLarge
+  kFree,    // in the page heap
+  kSmall,   // cut into objects of one size class
+  kLarge,   // one block
+  kCached,  // a free block of a large class, in a cache above, which the page heap knows as kLarge
   kReturning,  // free, and out of the page heap while the operating system takes its memory
 };
 
