@@ -57,7 +57,7 @@ Fill FillFor(size_t pages, unsigned size_class) {
   const ThpRequest request = GetConfig().thp;
   if (request == ThpRequest::kNever || heap.huge == Heap::Huge::kNo) return Fill::kPages;
   Fill fill = Fill::kPages;
-  if (size_class != 0 && pages <= HugePolicy::kDensePages) {
+  if (size_class != 0 && HugePolicy::Dense(pages, heap.class_pages[size_class])) {
     fill = Fill::kHuge;
   } else if (size_class == 0 && Bytes(pages) >= os::kHugePage) {
     fill = Fill::kWholeHuge;

@@ -46,6 +46,7 @@ struct Heap {
   SpanStore store;
   uint64_t small_pages = 0;
   uint64_t large_pages = 0;
+  uint32_t class_pages[256] = {};  // small_pages by size class
   uint64_t spans_in_use = 0;
   uint64_t releases = 0;
   // In kReturning spans. Read without the lock by those who found too little memory.

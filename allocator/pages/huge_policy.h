@@ -19,9 +19,14 @@
 namespace pcmalloc {
 
 struct HugePolicy {
-  // Spans of small blocks up to this length are filled one after the other. In longer ones a few
-  // large blocks may be all that is ever used, and each of those but in part.
-  static constexpr size_t kDensePages = 16;
+  // Spans of small blocks are filled one after the other, so those of a class that has many are
+  // full but for the last. In longer ones a few blocks may be all that is ever used, and each of
+  // those but in part.
+  static constexpr size_t kLongestDense = 64;
+  static constexpr uint64_t kManySpans = 16;
+  static constexpr bool Dense(size_t pages, uint64_t class_pages) {
+    return pages <= kLongestDense && class_pages >= kManySpans * pages;
+  }
 
   // From this size of the heap on the hugepage at its end weighs little.
   static constexpr uint64_t kSmallestHeap = 8 * os::kHugePage;

@@ -175,6 +175,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
     pages::SetSmallPages(heap.small_pages + pages);
+    heap.class_pages[size_class] += static_cast<uint32_t>(pages);
   } else {
     heap.large_pages += pages;
   }
@@ -213,6 +214,7 @@ PageResult PageHeap::Give(Span* span) {
     if (span->state == SpanState::kSmall) {
       memset(arena.classes() + arena.PageOf(span->start), 0, pages);
       pages::SetSmallPages(heap.small_pages - pages);
+      heap.class_pages[span->size_class] -= static_cast<uint32_t>(pages);
     } else {
       heap.large_pages -= pages;
     }
