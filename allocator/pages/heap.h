@@ -53,6 +53,7 @@ struct Heap {
   std::atomic<uint64_t> returning_pages{0};
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
+  uint64_t grown = 0;  // bytes that got memory since growth was last made up for
   uint64_t idle_limit = ReleasePolicy::kIdleBytes;
   uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
   HeapLimits limits;
@@ -60,6 +61,7 @@ struct Heap {
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
   // Whether the kernel serves hugepages, once somebody asked.
   enum class Huge : uint8_t { kNotAsked, kYes, kNo } huge = Huge::kNotAsked;
+  uint32_t huge_refusals = 0;  // how many requests still do without them
   // When the next step is due; 0 before the first. Read without the lock.
   std::atomic<uint64_t> next_step_ms{0};
 };
@@ -149,8 +151,9 @@ void NoteGrowth();
 // 0 when below, or without one. Needs the lock.
 uint64_t BytesAboveSoftLimit();
 
-// What the policy wants back now that pages were given; 0 mostly. Needs the lock.
+// What the policy wants back now that pages were given, or got memory; 0 mostly. Needs the lock.
 uint64_t ExcessBytes();
+uint64_t GrowthExcess();
 
 // Returns that, and makes the ages' step if it is due. Needs neither lock; may hold lower ones.
 void Maintain(uint64_t excess_bytes);

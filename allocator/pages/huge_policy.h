@@ -22,7 +22,7 @@ struct HugePolicy {
   // Spans of small blocks are filled one after the other, so those of a class that has many are
   // full but for the last. In longer ones a few blocks may be all that is ever used, and each of
   // those but in part.
-  static constexpr size_t kLongestDense = 64;
+  static constexpr size_t kLongestDense = 16;
   static constexpr uint64_t kManySpans = 16;
   static constexpr bool Dense(size_t pages, uint64_t class_pages) {
     return pages <= kLongestDense && class_pages >= kManySpans * pages;

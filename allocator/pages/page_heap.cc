@@ -113,22 +113,27 @@ constexpr size_t kHugePages = os::kHugePage >> kPageShift;
 // Contains a hugepage wherever it begins.
 constexpr size_t kSurelyHuge = 2 * kHugePages - 1;
 
+// After a refusal of the larger growth that hugepages need, so many requests do without, since a
+// refusal costs a dozen system calls.
+constexpr uint32_t kHugeRefusals = 1024;
+
+// Cold pages enough for whole hugepages; null if the heap would have to grow and cannot.
+Span* FindColdForHuge(size_t pages) {
+  if (Span* span = heap.cold.Find(pages)) return span;
+  if (heap.huge_refusals > 0) {
+    --heap.huge_refusals;
+    return nullptr;
+  }
+  Span* span = GrowFor(pages);
+  if (span == nullptr) heap.huge_refusals = kHugeRefusals;
+  return span;
+}
+
 // Pages without memory for a request, new ones if need be. *alignment becomes larger where memory is
 // to come in hugepages.
 Span* FindCold(size_t need, Fill fill, size_t* alignment) {
-  if (fill == Fill::kHuge) {
-    Span* span = heap.cold.Find(kSurelyHuge);
-    if (span == nullptr) span = GrowFor(kSurelyHuge);
-    if (span != nullptr) {
-      *alignment = os::kHugePage;
-      return span;
-    }
-  }
-  if (fill == Fill::kWholeHuge) {
-    const size_t pages = need + kHugePages - 1;
-    Span* span = heap.cold.Find(pages);
-    if (span == nullptr) span = GrowFor(pages);
-    if (span != nullptr) {
+  if (fill != Fill::kPages) {
+    if (Span* span = FindColdForHuge(fill == Fill::kHuge ? kSurelyHuge : need + kHugePages - 1)) {
       *alignment = os::kHugePage;
       return span;
     }
@@ -145,7 +150,8 @@ void SetSmall(Arena& arena, Span* span, unsigned size_class) {
 }
 
 // Take, without regard to what other threads are returning just now.
-PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** out) {
+PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** out,
+                    uint64_t* excess) {
   const size_t align_pages = alignment >> kPageShift;
   if (pages > kMaxPages || align_pages > kMaxPages) return PageResult::kNoMemory;
   const size_t need = pages + align_pages - 1;
@@ -182,7 +188,11 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   ++arena.spans_in_use;
   ++heap.spans_in_use;
   pages::NoteIdle();
-  if (grown) pages::NoteGrowth();
+  if (grown) {
+    heap.grown += Bytes(pages);
+    pages::NoteGrowth();
+  }
+  if (size_class == 0) *excess = pages::GrowthExcess();
   *out = span;
   return PageResult::kOk;
 }
@@ -190,16 +200,17 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
 }  // namespace
 
 PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, Span** out) {
-  PageResult result = TakeOnce(pages, alignment, size_class, out);
+  uint64_t excess = 0;
+  PageResult result = TakeOnce(pages, alignment, size_class, out, &excess);
   if (__builtin_expect(result == PageResult::kNoMemory, 0) &&
       heap.returning_pages.load(std::memory_order_relaxed) != 0) {
     // What is missing may be on its way to the system, whence it could be taken again.
     LockHolder all_returned(heap.return_lock);
     if (!all_returned) return PageResult::kReentrant;
-    result = TakeOnce(pages, alignment, size_class, out);
+    result = TakeOnce(pages, alignment, size_class, out, &excess);
   }
   // Spans of small objects are taken under the lock of their class, which is to be held briefly.
-  if (size_class == 0) pages::Maintain(0);
+  if (size_class == 0) pages::Maintain(excess);
   return result;
 }
 
@@ -230,6 +241,7 @@ PageResult PageHeap::Give(Span* span) {
       pages::NoteIdle();
     }
     excess = pages::ExcessBytes();
+    if (excess == 0) excess = pages::GrowthExcess();
   }
   pages::Maintain(excess);
   return PageResult::kOk;

@@ -42,6 +42,15 @@ struct ReleasePolicy {
     const uint64_t bound = Bound(used, limit);
     return idle <= bound ? 0 : idle - bound / 2;
   }
+
+  // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
+  // for, so that the heap needs no more memory than at its height. Not for every little.
+  static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
+  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used) {
+    const uint64_t keep = used / 32;
+    if (grown < kGrowthStep || idle <= keep) return 0;
+    return grown < idle - keep ? grown : idle - keep;
+  }
 };
 
 // Pages that were idle for some steps and are needed again are taken from the youngest: it is the

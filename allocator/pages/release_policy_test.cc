@@ -17,6 +17,15 @@ TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
   EXPECT_EQ(ReleasePolicy::BytesToReturn(SIZE_MAX / 2, 0, SIZE_MAX), 0u);
 }
 
+TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
+  constexpr uint64_t kStep = ReleasePolicy::kGrowthStep;
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0), kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0), 10 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 320 * kStep), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 160 * kStep), 5 * kStep);
+}
+
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
   EXPECT_EQ(IdleAges::Share(0), IdleAges::kWhole);
   EXPECT_EQ(IdleAges::Share(IdleAges::kSteps), 0u);

@@ -254,6 +254,15 @@ uint64_t ExcessBytes() {
   return ReleasePolicy::BytesToReturn(idle, UsedBytes(), heap.idle_limit);
 }
 
+uint64_t GrowthExcess() {
+  if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
+  const uint64_t idle = Bytes(IdlePages());
+  const uint64_t excess = ReleasePolicy::BytesForGrowth(
+      heap.grown, idle > heap.idle_kept ? idle - heap.idle_kept : 0, UsedBytes());
+  heap.grown = 0;
+  return excess;
+}
+
 void Maintain(uint64_t excess_bytes) {
   const uint64_t decay_ms = GetConfig().decay;
   const uint64_t now_ms = decay_ms == 0 || decay_ms == kNever ? 0 : os::CoarseMilliseconds();

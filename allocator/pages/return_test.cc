@@ -80,6 +80,31 @@ TEST(ReturnTest, MemoryInUseAgainDoesNotDecay) {
   });
 }
 
+// Idle memory that fits nobody makes room for growth elsewhere.
+TEST(ReturnTest, GrowthIsMadeUpFor) {
+  InChild([] {
+    ParseConfig("decay:never,thp:never");
+    std::vector<Span*> spans;
+    for (size_t i = 0; i < 48; ++i) {
+      spans.push_back(TakeOrNull(kPagesPerMiB / 4));
+      memset(Begin(spans.back()), 1, spans.back()->bytes());
+    }
+    for (size_t i = 0; i < spans.size(); i += 2) {
+      ASSERT_EQ(PageHeap::Give(spans[i]), PageResult::kOk);
+    }
+    const PageStats before = PageHeap::Stats();
+    ASSERT_GE(before.free_bytes, 6 * kMiB);
+    for (int i = 0; i < 5; ++i) ASSERT_NE(TakeOrNull(kPagesPerMiB), nullptr);
+    const PageStats after = PageHeap::Stats();
+    EXPECT_EQ(after.large_bytes - before.large_bytes, 5 * kMiB);
+    EXPECT_LE(after.free_bytes, before.free_bytes - 5 * kMiB);
+    // What does fit is used instead.
+    ASSERT_NE(TakeOrNull(kPagesPerMiB / 8), nullptr);
+    EXPECT_EQ(PageHeap::Stats().releases, after.releases);
+    CheckPageHeap();
+  });
+}
+
 TEST(ReturnTest, NeverAndAtOnce) {
   InChild([] {
     ParseConfig("decay:never");
