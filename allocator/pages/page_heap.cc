@@ -317,8 +317,20 @@ uint64_t PageHeap::SmallBytes() {
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {
-  return os::Move(reinterpret_cast<void*>(from->start), reinterpret_cast<void*>(to->start),
-                  from->bytes());
+  if (!os::Move(reinterpret_cast<void*>(from->start), reinterpret_cast<void*>(to->start),
+                from->bytes())) {
+    return false;
+  }
+  // Whether hugepages are wanted is a property of the mapping and came along with it.
+  const Arena& arena = ArenaOf(to);
+  const uintptr_t end = (to->start + from->bytes()) & ~(os::kHugePage - 1);
+  for (uintptr_t at = (to->start + os::kHugePage - 1) & ~(os::kHugePage - 1); at < end;) {
+    const uintptr_t start = at;
+    const bool huge = arena.huge(start);
+    while (at < end && arena.huge(at) == huge) at += os::kHugePage;
+    (void)os::WantHuge(reinterpret_cast<void*>(start), at - start, huge);
+  }
+  return true;
 }
 
 void PageHeap::OpenFastFree() {
