@@ -47,7 +47,7 @@ struct ReleasePolicy {
   // for, so that the heap needs no more memory than at its height. Not for every little.
   static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
   static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used) {
-    const uint64_t keep = used / 32;
+    const uint64_t keep = used / kIdleDivisor;
     if (grown < kGrowthStep || idle <= keep) return 0;
     return grown < idle - keep ? grown : idle - keep;
   }

@@ -22,8 +22,8 @@ TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0), 0u);
   EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0), kStep);
   EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0), 10 * kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 320 * kStep), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 160 * kStep), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep), 5 * kStep);
 }
 
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
