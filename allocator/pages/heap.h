@@ -54,8 +54,9 @@ struct Heap {
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
   uint64_t grown = 0;  // bytes that got memory since growth was last made up for
-  uint64_t idle_limit = ReleasePolicy::kIdleBytes;
-  uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
+  IdleFloor idle_floor;
+  uint64_t idle_limit = UINT64_MAX;  // instead of it, if the program said so
+  uint64_t idle_kept = 0;            // what decay leaves alone, because the program said so
   HeapLimits limits;
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages

@@ -190,6 +190,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   pages::NoteIdle();
   if (grown) {
     heap.grown += Bytes(pages);
+    heap.idle_floor.Taken(Bytes(pages));
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();

@@ -4,6 +4,7 @@
 //   return.cc's business.
 //
 //      ReleasePolicy   a bound on idle memory, checked whenever pages come back
+//      IdleFloor       what that bound is for small heaps
 //      IdleAges        idle memory by age, in steps; what of each age may still stay:
 //
 //                      1 |***..
@@ -23,7 +24,7 @@
 namespace pcmalloc {
 
 struct ReleasePolicy {
-  // Idle memory that is always allowed, and the part of the used memory that is.
+  // Idle memory that may be allowed whatever is used, and the part of the used memory that is.
   static constexpr uint64_t kIdleBytes = uint64_t{16} << 20;
   static constexpr uint64_t kIdleDivisor = 8;
   // Shorter ranges are not worth a system call of their own: while there is too much idle memory;
@@ -31,7 +32,7 @@ struct ReleasePolicy {
   static constexpr size_t kShortestRange = size_t{128} << 10;
   static constexpr size_t kShortestOldRange = size_t{32} << 10;
 
-  // `limit` is kIdleBytes, or what the program asked for (mallopt).
+  // `limit` is that of IdleFloor, or what the program asked for (mallopt).
   static constexpr uint64_t Bound(uint64_t used, uint64_t limit) {
     return used / kIdleDivisor > limit ? used / kIdleDivisor : limit;
   }
@@ -51,6 +52,35 @@ struct ReleasePolicy {
     if (grown < kGrowthStep || idle <= keep) return 0;
     return grown < idle - keep ? grown : idle - keep;
   }
+};
+
+// How much may be idle whatever the heap's size: little, until it turns out that what was returned is
+// needed again at once, as in a heap that breathes.
+class IdleFloor {
+ public:
+  static constexpr uint64_t kLeast = uint64_t{4} << 20;
+  static constexpr uint64_t kMost = ReleasePolicy::kIdleBytes;
+
+  constexpr uint64_t bytes() const { return bytes_; }
+
+  // So much cold memory was taken.
+  constexpr void Taken(uint64_t bytes) { taken_ += bytes; }
+
+  // Too much was idle, and so much of it was returned.
+  constexpr void Returned(uint64_t bytes) {
+    if (returned_ != 0 && taken_ >= returned_ / 2) {
+      bytes_ = bytes_ >= kMost / 2 ? kMost : bytes_ * 2;
+    } else {
+      bytes_ = bytes_ <= kLeast * 2 ? kLeast : bytes_ / 2;
+    }
+    returned_ = bytes;
+    taken_ = 0;
+  }
+
+ private:
+  uint64_t bytes_ = kLeast;
+  uint64_t returned_ = 0;  // the last time
+  uint64_t taken_ = 0;     // since then
 };
 
 // Pages that were idle for some steps and are needed again are taken from the youngest: it is the

@@ -26,6 +26,24 @@ TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep), 5 * kStep);
 }
 
+TEST(IdleFloorTest, RisesWhileWhatWasReturnedIsTakenAgain) {
+  IdleFloor floor;
+  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
+  floor.Taken(1000);
+  floor.Returned(100);
+  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast) << "nothing had been returned";
+  for (int i = 0; i < 10; ++i) {
+    floor.Taken(60);
+    floor.Returned(100);
+  }
+  EXPECT_EQ(floor.bytes(), IdleFloor::kMost);
+  for (int i = 0; i < 10; ++i) {
+    floor.Taken(40);
+    floor.Returned(100);
+  }
+  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
+}
+
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
   EXPECT_EQ(IdleAges::Share(0), IdleAges::kWhole);
   EXPECT_EQ(IdleAges::Share(IdleAges::kSteps), 0u);

@@ -246,12 +246,21 @@ uint64_t ReturnLongest(const Order& order) {
   }
 }
 
+namespace {
+
+uint64_t IdleLimit() {
+  const uint64_t floor = heap.idle_floor.bytes();
+  return heap.idle_kept != 0 || heap.idle_limit < floor ? heap.idle_limit : floor;
+}
+
+}  // namespace
+
 uint64_t ExcessBytes() {
   const uint64_t idle = Bytes(IdlePages());
   if (const uint64_t above = BytesAboveSoftLimit()) return above < idle ? above : idle;
   if (GetConfig().decay == 0) return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
   if (idle < heap.next_pass_bytes) return 0;
-  return ReleasePolicy::BytesToReturn(idle, UsedBytes(), heap.idle_limit);
+  return ReleasePolicy::BytesToReturn(idle, UsedBytes(), IdleLimit());
 }
 
 uint64_t GrowthExcess() {
@@ -280,10 +289,11 @@ void Maintain(uint64_t excess_bytes) {
     const uint64_t returned = ReturnLongest({excess_bytes, shortest, shortest == kPageSize});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
+    heap.idle_floor.Returned(returned);
     heap.next_pass_bytes =
         returned >= excess_bytes
             ? 0
-            : Bytes(IdlePages()) + ReleasePolicy::Bound(UsedBytes(), heap.idle_limit) / 4;
+            : Bytes(IdlePages()) + ReleasePolicy::Bound(UsedBytes(), IdleLimit()) / 4;
   }
   if (step) DecayStep(now_ms);
   heap.return_lock.Release();
