@@ -137,7 +137,9 @@ def _run_once(arguments, limit, progress, monitor=None, hot_add=()):
                     for line in lines:
                         result.take(line.decode("utf-8", "replace").rstrip("\r"))
                     if to_add and "hot_add" in result.values:
-                        result.log.append("hot_add: " + tell_monitor(monitor, to_add.pop(0)))
+                        answer = tell_monitor(monitor, to_add.pop(0))
+                        if "Error" in answer:
+                            result.log.append("hot_add: " + answer.split("Error", 1)[1])
                     progress(result, time.monotonic() - began)
         finally:
             if qemu.poll() is None:
