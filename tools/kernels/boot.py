@@ -142,9 +142,10 @@ def _run_once(arguments, limit, progress, monitor=None, hot_add=()):
                             result.log.append("hot_add: " + answer.split("Error", 1)[1])
                     progress(result, time.monotonic() - began)
         finally:
+            # It has a moment to end by itself, unless this is the end of the whole run.
             if qemu.poll() is None:
                 try:
-                    qemu.wait(5 if not result.late else 0)
+                    qemu.wait(0 if result.late or not result.complete else 5)
                 except subprocess.TimeoutExpired:
                     os.killpg(qemu.pid, signal.SIGKILL)
     result.seconds = time.monotonic() - began
