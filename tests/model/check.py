@@ -108,8 +108,6 @@ ROWS = [
     _row('v2-cid-single', 'v2-cid', 'NO_CACHE', 'holds', 'full'),
     _row('v2-cid-swap', 'v2-cid', 'NO_CACHE', 'holds', 'full', SWAP=1, BATCH=2),
     _row('v2-weak-single', 'v2-cpu', 'NO_CACHE', 'holds', 'full', WEAK=1),
-    _row('v2-weak-no-switch-barrier', 'v2-cpu', 'NO_CACHE', 'holds', 'full', WEAK=1, BATCH=2,
-         NO_SWITCH_BARRIER=1),
     _row('v2-cid-weak-first-use', 'v2-cid', 'NO_CACHE', 'holds', 'full', WEAK=1, BATCH=2,
          FIRST_USE=1),
     _row('legacy-weak', 'legacy', 'CACHE_OK', 'holds', 'full', WEAK=1, BATCH=2),

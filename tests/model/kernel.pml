@@ -238,7 +238,7 @@ proctype quiescence() provided (settled) {
 
 #if WEAK
 // Only who holds a lock looks at what another CPU has stored, so only then does the time matter.
-#if NO_SWITCH_BARRIER
+#if NO_SWITCH_BARRIER && CID
 #define others_look true
 #else
 #define others_look (lock[0] || lock[1])
