@@ -51,8 +51,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* PopCached(uintptr_t size_class) {
                     "movq -8(%[slab], %[scratch], 8), %[item]\n\t"                 //
                     "testb $1, %b[item]\n\t"                                       //
                     "jnz %l[miss]\n\t"                                             //
-                    "decl %k[scratch]\n\t"                                         //
-                    "movl %k[scratch], (%[slab], %[size_class], 8)\n"              //
+                    "decl (%[slab], %[size_class], 8)\n"                           //
                     ".Lpcm_commit%=:\n\t" PCM_CACHED_ABORT                         //
                     : [item] "=&a"(item), [area] "=&r"(area), [slab] "=&r"(slab),  //
                       [scratch] "=&r"(scratch)                                     //
@@ -74,8 +73,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool PushCached(uintptr_t size_class, void* 
                     "cmpl 4(%[slab], %[size_class], 8), %k[scratch]\n\t"                //
                     "jae %l[full]\n\t"                                                  //
                     "movq %[item], (%[slab], %[scratch], 8)\n\t"                        //
-                    "incl %k[scratch]\n\t"                                              //
-                    "movl %k[scratch], (%[slab], %[size_class], 8)\n"                   //
+                    "incl (%[slab], %[size_class], 8)\n"                                //
                     ".Lpcm_commit%=:\n\t" PCM_CACHED_ABORT                              //
                     : [area] "=&r"(area), [slab] "=&r"(slab), [scratch] "=&r"(scratch)  //
                     : [size_class] "r"(size_class), [item] "r"(item)                    //

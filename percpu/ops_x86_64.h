@@ -6,7 +6,8 @@
 //   starts anew and loads everything again; a section that did not commit has changed nothing that
 //   anybody reads. x86 keeps the order of stores, so the item is in its slot before the header says
 //   so.
-// Cost: hit path of Pop and Push: 13 instructions each, no call, no lock prefix.
+// Cost: hit path of Pop and Push: 12 instructions each, no call, no lock prefix. The commit is one
+//   read-modify-write instruction: nothing but an interruption, which aborts, could come between.
 #ifndef PCMALLOC_PERCPU_OPS_X86_64_H_
 #define PCMALLOC_PERCPU_OPS_X86_64_H_
 
@@ -80,8 +81,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* Pop(uintptr_t size_class) {
                     "movq -8(%[slab], %[scratch], 8), %[item]\n\t"                    \
                     "testb $1, %b[item]\n\t"                                          \
                     "jnz %l[miss]\n\t"                                                \
-                    "decl %k[scratch]\n\t"                                            \
-                    "movl %k[scratch], (%[slab], %[size_class], 8)\n"                 \
+                    "decl (%[slab], %[size_class], 8)\n"                                 \
                     ".Lpcm_commit%=:\n\t" PCM_SECTION_ABORT                           \
                     : [item] "=&a"(item), [area] "=&r"(area), [slab] "=&r"(slab),     \
                       [scratch] "=&r"(scratch)                                        \
@@ -105,14 +105,12 @@ miss:
 #ifndef PCMALLOC_SABOTAGE_TWO_COMMITS
 #define PCM_PUSH_ITEM                          \
   "movq %[item], (%[slab], %[scratch], 8)\n\t" \
-  "incl %k[scratch]\n\t"                       \
-  "movl %k[scratch], (%[slab], %[size_class], 8)\n"
+  "incl (%[slab], %[size_class], 8)\n"
 #else
 // The fault: between the two stores the header counts an item that is not there yet.
-#define PCM_PUSH_ITEM                                 \
-  "incl %k[scratch]\n\t"                              \
-  "movl %k[scratch], (%[slab], %[size_class], 8)\n\t" \
-  "movq %[item], -8(%[slab], %[scratch], 8)\n"
+#define PCM_PUSH_ITEM                    \
+  "incl (%[slab], %[size_class], 8)\n\t" \
+  "movq %[item], (%[slab], %[scratch], 8)\n"
 #endif
 
 // Puts an item (bit 0 clear) on the stack of its class; false if the stack is full or the slab

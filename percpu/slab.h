@@ -32,7 +32,7 @@
 namespace pcmalloc::percpu {
 
 // Classes that a slab has room for; class 0 never holds anything.
-inline constexpr unsigned kSlabClasses = 136;
+inline constexpr unsigned kSlabClasses = 152;
 
 // Enough for the largest configuration that Linux can be built for (CONFIG_NR_CPUS <= 8192).
 inline constexpr unsigned kMaxCpus = 8192;

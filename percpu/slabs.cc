@@ -387,12 +387,32 @@ bool Start(int index, Slab* slab) {
 
 bool Restart(int index) { return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab); }
 
-size_t Drain(int index, Receiver receiver) {
+size_t Drain(int index, Receiver receiver, uint32_t* capacity) {
+  if (capacity != nullptr) memset(capacity, 0, kSlabClasses * sizeof(*capacity));
   Slab* slab = Stop(index);
   if (slab == nullptr) return 0;
   const size_t drained = DrainOwned(slab, receiver);
+  for (unsigned c = 1; capacity != nullptr && c < kSlabClasses; ++c) {
+    capacity[c] = CapacityIn(slab, c, slab->headers[c]);
+    // In use still, with no slot: its mark stays where it is.
+    if (slab->headers[c].end != 0) slab->headers[c] = {slab->begin[c], slab->begin[c]};
+  }
   Start(index, slab);
   return drained;
+}
+
+Activity ActivityOf(int index) {
+  const Slab* slab = SlabOf(index);
+  if (slab == nullptr) return {0, false};
+  uint64_t state = 0;
+  bool holds = false;
+  for (unsigned c = 1; c < kSlabClasses; ++c) {
+    const Header header = ReadHeader(slab, c);
+    if (header.end == 0) continue;
+    holds |= header.current > slab->begin[c];
+    state = (state ^ Pack(header)) * 0x9e3779b97f4a7c15u + c;
+  }
+  return {state, holds};
 }
 
 bool Resize(int index, const Geometry& geometry, Receiver receiver) {

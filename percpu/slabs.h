@@ -104,7 +104,17 @@ bool Restart(int index);
 using Receiver = void (*)(unsigned size_class, void* const* items, uint32_t n);
 
 // Stops an index, hands all its items to `receiver`, starts it again. Returns the number of items.
-size_t Drain(int index, Receiver receiver);
+// With `capacity` (kSlabClasses elements) every class loses its slots too, and `capacity` says how
+// many each had: only of what was taken away there, so zeros if the index could not be stopped.
+size_t Drain(int index, Receiver receiver, uint32_t* capacity = nullptr);
+
+// For telling an idle index from one at work: `state` is equal at two times if no section has
+// committed in between, or if they undid each other's work. Costs a few cache lines of another CPU.
+struct Activity {
+  uint64_t state;
+  bool holds_items;
+};
+Activity ActivityOf(int index);
 
 // Moves an index to a slab of another geometry; items that do not fit go to `receiver`. False: no
 // memory or the index could not be stopped.

@@ -11,11 +11,14 @@
 #include "allocator/api/init.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
+#include "allocator/central/large_blocks.h"
 #include "allocator/front/deferred.h"
 #include "allocator/front/front.h"
+#include "allocator/os/zero.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
+#include "allocator/release/release.h"
 #include "allocator/sizes/size_classes.h"
 
 namespace pcmalloc {
@@ -44,13 +47,15 @@ void* TakeLarge(size_t alignment, size_t size, bool* zeroed) {
   return nullptr;
 }
 
-void* TakeSmall(unsigned size_class) {
+void* TakeCached(unsigned size_class) {
   CountSlow();
-  return front::Allocate(size_class);
+  void* p = front::Allocate(size_class);
+  if (size_class >= kNumClasses && p != nullptr) central::MarkTaken(p);
+  return p;
 }
 
 void* TakeOnce(size_t size) {
-  if (size <= kMaxSmallSize) return TakeSmall(SizeClassOf(size));
+  if (size <= kMaxCachedSize) return TakeCached(SizeClassOf(size));
   bool zeroed;
   return TakeLarge(kMinAlignment, size, &zeroed);
 }
@@ -59,6 +64,7 @@ void* TakeOnce(size_t size) {
 // spans that become whole.
 template <typename TakeFn>
 void* TakeOrTrim(size_t size, TakeFn take) {
+  release::Tick(/*may_start=*/true);
   if (ABSL_PREDICT_FALSE(front::HasDeferred())) front::FlushDeferred(GiveBlock);
   void* p = take();
   if (ABSL_PREDICT_TRUE(p != nullptr) || size > PTRDIFF_MAX) return p;
@@ -76,7 +82,7 @@ void* TakeOrTrim(size_t size, TakeFn take) {
 Span* LargeSpan(const char* what, const void* p) {
   Span* span = SpanOf(p);
   if (span == nullptr) FatalPointer(what, p, "the address was not allocated by this allocator");
-  if (span->state == SpanState::kFree) {
+  if (!span->in_use()) {
     FatalPointer(what, p, "the memory is free already (double free, or a stale pointer)");
   }
   if (span->start != reinterpret_cast<uintptr_t>(p)) {
@@ -131,10 +137,10 @@ void* TakeBlock(size_t size) {
 void* TakeAligned(size_t alignment, size_t size) {
   if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, alignment);
   Initialize();
-  if (alignment <= kPageSize && size <= kMaxSmallSize) {
-    // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h.
-    const size_t rounded = (size + (size == 0) + alignment - 1) & ~(alignment - 1);
-    if (rounded <= kMaxSmallSize) return TakeQuickly(rounded);
+  if (alignment <= kPageSize && size <= kMaxCachedSize - kPageSize) {
+    // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h; large
+    // blocks start on pages.
+    return TakeQuickly((size + (size == 0) + alignment - 1) & ~(alignment - 1));
   }
   bool zeroed;
   return TakeOrTrim(size, [&] { return TakeLarge(alignment, size, &zeroed); });
@@ -149,25 +155,35 @@ void* TakeZeroed(size_t size) {
   }
   Initialize();
   bool zeroed = false;
-  void* p = TakeOrTrim(size, [&] { return TakeLarge(kMinAlignment, size, &zeroed); });
-  if (p != nullptr && !zeroed) memset(p, 0, size);
+  void* p;
+  if (size <= kMaxCachedSize) {
+    p = TakeQuickly(size);
+    const Span* span = p == nullptr ? nullptr : SpanOf(p);
+    zeroed = span != nullptr && span->zeroed;
+  } else {
+    p = TakeOrTrim(size, [&] { return TakeLarge(kMinAlignment, size, &zeroed); });
+  }
+  if (p != nullptr && !zeroed) os::Zero(p, size);
   return p;
 }
 
 void GiveBlock(void* p) {
   if (p == nullptr || ABSL_PREDICT_FALSE(BootOwns(p))) return;
   const unsigned size_class = ClassOf(p);
-  if (size_class != 0) {
-    CountSlow();
-    front::Deallocate(size_class, p);
-    return;
-  }
+  if (size_class != 0) return GiveCached(size_class, p);
   if (ABSL_PREDICT_FALSE(EmergencyOwns(p))) {
     EmergencyGive(p);
     return;
   }
+  release::Tick(/*may_start=*/false);
   Span* span = LargeSpan("free", p);
   if (PageHeap::Give(span) == PageResult::kReentrant) front::Defer(p);
+}
+
+void GiveCached(unsigned size_class, void* p) {
+  CountSlow();
+  release::Tick(/*may_start=*/false);
+  front::Deallocate(size_class, p);
 }
 
 size_t BlockSize(const void* p) {
@@ -196,15 +212,15 @@ void* ResizeBlock(void* p, size_t size) {
     return ResizeLarge(LargeSpan("realloc", p), size);
   }
   const size_t old_size = kClasses[size_class].size;
-  // A block that is more than half used stays where it is: moving it would save less than it costs.
-  if (size <= old_size && (size > old_size / 2 || old_size <= 64)) return p;
+  // A block that is half used stays where it is: moving it would save less than it costs.
+  if (size <= old_size && (size >= old_size / 2 || old_size <= 64)) return p;
   void* moved = Moved(p, old_size, size);
   // Shrinking cannot fail: the old block serves as well.
   return moved == nullptr && size <= old_size ? p : moved;
 }
 
 size_t BlockSizeFor(size_t size) {
-  if (size <= kMaxSmallSize) return ClassSize(SizeClassOf(size));
+  if (size <= kMaxCachedSize) return ClassSize(SizeClassOf(size));
   if (size > PTRDIFF_MAX) return 0;
   return PagesFor(size) * kPageSize;
 }

@@ -32,6 +32,10 @@ void* TakeZeroed(size_t size);
 // Takes back anything that free() may get, null included.
 void GiveBlock(void* p);
 
+// The same for a block of a class, small or large, that is in use no more; a large one is marked so
+// (central/large_blocks.h).
+void GiveCached(unsigned size_class, void* p);
+
 // Bytes of the block that the caller may use; 0 for null. Ends the process for a foreign pointer.
 size_t BlockSize(const void* p);
 

@@ -4,8 +4,11 @@
 #include "allocator/api/exports.h"
 #include "allocator/api/init.h"
 #include "allocator/base/syscall.h"
+#include "allocator/front/budget.h"
 #include "allocator/front/front.h"
 #include "allocator/observe/stats.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/release/release.h"
 #include "pcmalloc/pcmalloc.h"
 #include "percpu/slabs.h"
 #include "rseq/rseq.h"
@@ -66,6 +69,37 @@ PCM_EXPORT int pcmalloc_stop_cpu(int cpu) {
 PCM_EXPORT int pcmalloc_start_cpu(int cpu) {
   pcmalloc::ErrnoSaver saver;
   return ValidCpu(cpu) && pcmalloc::percpu::Restart(cpu) ? 0 : -1;
+}
+
+PCM_EXPORT size_t pcmalloc_soft_limit(void) { return pcmalloc::release::SoftLimit(); }
+
+PCM_EXPORT void pcmalloc_set_soft_limit(size_t bytes) {
+  pcmalloc::Initialize();
+  pcmalloc::ErrnoSaver saver;
+  pcmalloc::release::SetSoftLimit(bytes);
+}
+
+PCM_EXPORT size_t pcmalloc_hard_limit(void) { return pcmalloc::release::HardLimit(); }
+
+PCM_EXPORT void pcmalloc_set_hard_limit(size_t bytes) {
+  pcmalloc::Initialize();
+  pcmalloc::ErrnoSaver saver;
+  pcmalloc::release::SetHardLimit(bytes);
+}
+
+PCM_EXPORT size_t pcmalloc_percpu_cache(void) { return pcmalloc::front::Budget(); }
+
+PCM_EXPORT void pcmalloc_set_percpu_cache(size_t bytes) {
+  pcmalloc::Initialize();
+  pcmalloc::ErrnoSaver saver;
+  pcmalloc::release::SetPercpuCache(bytes);
+}
+
+PCM_EXPORT size_t pcmalloc_footprint(void) { return pcmalloc::PageHeap::Footprint(); }
+
+PCM_EXPORT const char* pcmalloc_background_thread(void) {
+  pcmalloc::Initialize();
+  return pcmalloc::release::ReadBackgroundStats().state;
 }
 
 PCM_EXPORT uint64_t pcmalloc_aborts(void) { return pcmalloc::rseq::Aborts(); }

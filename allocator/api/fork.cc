@@ -9,6 +9,7 @@
 #include "allocator/base/syscall.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/pages/page_heap.h"
+#include "allocator/release/release.h"
 #include "percpu/slabs.h"
 
 namespace pcmalloc {
@@ -41,7 +42,10 @@ void AfterFork(bool in_child) {
 }
 
 void AfterForkInParent() { AfterFork(false); }
-void AfterForkInChild() { AfterFork(true); }
+void AfterForkInChild() {
+  AfterFork(true);
+  release::ResumeInChild();
+}
 
 }  // namespace
 

@@ -3,8 +3,8 @@
 // Purpose: the way of a small block through malloc and free, for every entry point that hands one
 //   out or takes one back: the hit path inline, everything else by a tail call.
 //
-//      Malloc(n)   n -> class (2 instructions) -> gate -> Pop      17 instructions to the return
-//      Free(p)     p -> page -> gate -> class -> Push              20 instructions to the return
+//      Malloc(n)   n -> class (2 instructions) -> gate -> Pop      16 instructions to the return
+//      Free(p)     p -> page -> gate -> class -> Push              19 instructions to the return
 //
 // Invariants: both gates (pcmalloc_small_gate, pcmalloc_primary_arena.fast_pages) are 0 until a
 //   mode is chosen, and stay 0 in every mode but v2safe-cpu: neither "set up?" nor "which mode?"
@@ -28,12 +28,14 @@ namespace pcmalloc {
 
 // One past the highest class that the inline path serves: 0, or kFineClasses + 1.
 extern "C" __attribute__((visibility("hidden"))) size_t pcmalloc_small_gate;
+// How many sizes above kFineLimit MallocBeyond's own hit path serves: 0, or all small ones.
+extern "C" __attribute__((visibility("hidden"))) size_t pcmalloc_coarse_gate;
 
-// Everything the hit path does not do: sizes above 1 KiB, 0 bytes, other modes, misses, first call.
-// Null on failure, errno = ENOMEM.
+// Everything the hit path does not do: sizes above 1 KiB by a hit path of their own, 0 bytes, large
+// blocks, other modes, misses, first call. Null on failure, errno = ENOMEM.
 ABSL_ATTRIBUTE_NOINLINE void* MallocBeyond(size_t size);
-// The second hit path: classes above 1 KiB, and the modes
-// whose gates are closed (v2safe-cid, legacy). Null: not served.
+// The general hit path: every cached class, in every mode that has sections; in v2safe-cpu above
+// kFineLimit only. Null: not served.
 ABSL_ATTRIBUTE_NOINLINE void* PopBeyond(size_t size);
 // Also null, large and foreign pointers. Keeps errno.
 ABSL_ATTRIBUTE_NOINLINE void FreeBeyond(void* p);

@@ -14,6 +14,7 @@
 #include "allocator/front/front.h"
 #include "allocator/observe/stats.h"
 #include "allocator/pages/page_heap.h"
+#include "allocator/release/release.h"
 #include "percpu/ops.h"
 #include "percpu/sabotage.h"
 #include "percpu/slabs.h"
@@ -145,19 +146,26 @@ void Start() {
   const percpu::Mode chosen = Choose(GetConfig().rseq, found, why);
   percpu::InitTable(found.cpu_bound);
   percpu::Init(chosen, front::MakeGeometry());
+  release::Start();
   if (chosen == percpu::Mode::kCpuId) {
     PageHeap::OpenFastFree();
+    __atomic_store_n(&pcmalloc_coarse_gate, kMaxSmallSize - kFineLimit, __ATOMIC_RELEASE);
     __atomic_store_n(&pcmalloc_small_gate, kFineClasses + 1, __ATOMIC_RELEASE);
   }
 }
 
-// For a program that does not allocate before main, or whose environment is empty.
-__attribute__((constructor(101))) void StartAtTheLatest() {
+void StartOnce() {
   InitState cold = InitState::kCold;
   if (!init_state.compare_exchange_strong(cold, InitState::kBusy)) return;
   Start();
   InstallForkHandlers();
   init_state.store(InitState::kReady, std::memory_order_release);
+}
+
+// For a program that does not allocate before main, or whose environment is empty.
+__attribute__((constructor(101))) void Load() {
+  StartOnce();
+  release::AllowThread();
 }
 
 __attribute__((destructor(101))) void Finish() { observe::ReportAtExit(WhoAmI()); }
@@ -174,7 +182,7 @@ void InitializeSlow() {
   // comes.
   if (environ == nullptr) return;
   ErrnoSaver saver;
-  StartAtTheLatest();
+  StartOnce();
 }
 
 const char* ModeName() {

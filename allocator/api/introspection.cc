@@ -57,7 +57,7 @@ PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) {
   PcmMallinfo2 info = {};
   info.arena = s.pages.small_bytes + s.pages.free_bytes;
   info.ordblks = s.pages.spans;
-  info.hblkhd = s.pages.large_bytes;
+  info.hblkhd = s.pages.large_bytes - s.front.held_large_bytes;
   info.fsmblks = CachedBytes(s);
   info.uordblks = UsedBytes(s);
   info.fordblks = FreeBytes(s);

@@ -13,6 +13,7 @@
 #include "allocator/api/boot.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/hot.h"
+#include "allocator/central/large_blocks.h"
 #include "allocator/os/memory.h"
 #include "percpu/slabs.h"
 
@@ -20,6 +21,7 @@ namespace pcmalloc {
 
 extern "C" {
 constinit size_t pcmalloc_small_gate = 0;
+constinit size_t pcmalloc_coarse_gate = 0;
 }
 
 constinit OperationCounts operation_counts;
@@ -38,12 +40,17 @@ bool IsPowerOfTwo(size_t n) { return n != 0 && (n & (n - 1)) == 0; }
 
 ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t size) { return OrNoMemory(TakeBlock(size)); }
 
+ABSL_ATTRIBUTE_NOINLINE void* MallocOtherwise(size_t size) {
+  void* p = PopBeyond(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : MallocSlow(size);
+}
+
 void* Aligned(size_t alignment, size_t size) {
   // Up to the alignment that every block has anyway, the hit path serves.
   if (alignment <= kMinAlignment) return Malloc(size);
-  if (alignment <= kPageSize && size <= kFineLimit) {
-    const size_t rounded = (size + (size == 0) + alignment - 1) & ~(alignment - 1);
-    if (void* p = PopSmall(rounded)) return p;
+  // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h.
+  if (alignment <= kPageSize && size <= kMaxSmallSize - kPageSize) {
+    return Malloc((size + (size == 0) + alignment - 1) & ~(alignment - 1));
   }
   return OrNoMemory(TakeAligned(alignment, size));
 }
@@ -53,34 +60,66 @@ void* PageAligned(size_t size) { return Aligned(os::KernelPageSize(), size); }
 }  // namespace
 
 void* PopBeyond(size_t size) {
-  if (size - 1 >= kMaxSmallSize) return nullptr;
+  if (size - 1 >= kMaxCachedSize) return nullptr;
   const unsigned size_class = SizeClassOf(size);
   void* p = nullptr;
-  if (pcmalloc_small_gate != 0) {
-    // Up to kFineLimit the inline path has just missed.
-    if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
-  } else if (percpu::CurrentMode() == percpu::Mode::kMmCid) {
-    p = percpu::Pop<percpu::Index::kMmCid>(size_class);
-  } else if (percpu::CurrentMode() == percpu::Mode::kCached) {
-    p = percpu::PopCached(size_class);
+  switch (percpu::CurrentMode()) {
+    case percpu::Mode::kCpuId:
+      // Up to kFineLimit the inline path has just missed.
+      if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
+      break;
+    case percpu::Mode::kMmCid:
+      p = percpu::Pop<percpu::Index::kMmCid>(size_class);
+      break;
+    case percpu::Mode::kCached:
+      p = percpu::PopCached(size_class);
+      break;
+    case percpu::Mode::kLocked:
+    case percpu::Mode::kUnset:
+      return nullptr;
   }
-  if (kCountOperations && p != nullptr) CountFast();
+  if (p == nullptr) return nullptr;
+  if (size_class >= kNumClasses) central::MarkTaken(p);
+  if (kCountOperations) CountFast();
   return p;
 }
 
 void* MallocBeyond(size_t size) {
-  void* p = PopBeyond(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : MallocSlow(size);
+  if (ABSL_PREDICT_TRUE(size - (kFineLimit + 1) < pcmalloc_coarse_gate)) {
+    void* p = percpu::Pop<percpu::Index::kCpuId>(CoarseClassOf(size));
+    if (ABSL_PREDICT_FALSE(p == nullptr)) return MallocSlow(size);
+    if (kCountOperations) CountFast();
+    return p;
+  }
+  return MallocOtherwise(size);
 }
 
 void FreeBeyond(void* p) {
-  const percpu::Mode mode = percpu::CurrentMode();
-  if ((mode == percpu::Mode::kMmCid && percpu::Push<percpu::Index::kMmCid>(PrimaryClassOf(p), p)) ||
-      (mode == percpu::Mode::kCached && percpu::PushCached(PrimaryClassOf(p), p))) {
-    if (kCountOperations) CountFast();
-    return;
+  unsigned size_class = PrimaryClassOf(p);
+  Span* large = nullptr;
+  if (size_class == 0) {
+    large = central::MarkCached(p);
+    if (large == nullptr) return GiveBlock(p);
+    size_class = large->size_class;
   }
-  GiveBlock(p);
+  bool pushed = false;
+  switch (percpu::CurrentMode()) {
+    case percpu::Mode::kCpuId:
+      // Small blocks have just missed.
+      pushed = large != nullptr && percpu::Push<percpu::Index::kCpuId>(size_class, p);
+      break;
+    case percpu::Mode::kMmCid:
+      pushed = percpu::Push<percpu::Index::kMmCid>(size_class, p);
+      break;
+    case percpu::Mode::kCached:
+      pushed = percpu::PushCached(size_class, p);
+      break;
+    case percpu::Mode::kLocked:
+    case percpu::Mode::kUnset:
+      break;
+  }
+  if (!pushed) return GiveCached(size_class, p);
+  if (kCountOperations) CountFast();
 }
 
 }  // namespace pcmalloc

@@ -50,6 +50,8 @@ LockRank Highest() { return thread_state.highest.load(std::memory_order_relaxed)
 
 uintptr_t ThreadId() { return reinterpret_cast<uintptr_t>(&thread_state); }
 
+bool HoldsAnyLock() { return Highest() != LockRank::kNone; }
+
 bool Lock::TakeWord() {
   uintptr_t expected = kFree;
   return word_.compare_exchange_strong(expected, ThreadId(), std::memory_order_acquire,

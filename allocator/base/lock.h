@@ -33,12 +33,17 @@ enum class LockRank : uint8_t {
   kCpu,       // one CPU's slab
   kTransfer,  // one class's transfer cache
   kCentral,   // one class's spans
+  kReturn,    // returning memory to the operating system
   kPages,     // the page heap
 };
 
 // Identifies the calling thread: an even, non-zero address inside its thread-local storage. A vfork
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
+
+// Whether the calling thread holds a lock or is about to take one: true only in a signal handler
+// that interrupted the allocator, or between the fork handlers' locks and such.
+bool HoldsAnyLock();
 
 // The lock without its rank; use RankedLock.
 class Lock {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/central/central_list.h"
 
+#include <string.h>
+
 #include "absl/base/optimization.h"
 #include "absl/numeric/bits.h"
 #include "allocator/base/report.h"
@@ -39,7 +41,8 @@ bool CentralList::IsFree(const Span* span, const void* p) {
 }
 
 unsigned CentralList::ListFor(const Span* span) {
-  return static_cast<unsigned>((span->free_objects * kLists - 1) / span->objects);
+  const uint64_t eighths = span->free_objects * kLists - 1;
+  return static_cast<unsigned>((eighths * span->objects_inverse) >> 32);
 }
 
 void CentralList::Insert(Span* span) {
@@ -78,6 +81,7 @@ bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   span->objects = span->free_objects = static_cast<uint16_t>(objects);
   span->object_size = info.size;
   span->object_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + info.size - 1) / info.size);
+  span->objects_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + objects - 1) / objects);
   for (size_t word = 0; word < Span::kMaxObjects / 64; ++word) {
     const size_t first = word * 64;
     span->free_bits[word] = objects >= first + 64 ? ~uint64_t{0}
@@ -106,12 +110,20 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
       continue;
     }
     const uint32_t before = taken;
+    const uint32_t size = span->object_size;
     for (uint32_t word = 0; word * 64 < span->objects && taken < n; ++word) {
       uint64_t bits = span->free_bits[word];
-      uintptr_t base = span->start + size_t{word} * 64 * span->object_size;
+      const uintptr_t base = span->start + size_t{word} * 64 * size;
+      if (bits == ~uint64_t{0} && n - taken >= 64) {
+        // A fresh span, or one that has come back in order.
+        void** const last = out + (n - taken) - 1;
+        for (uint32_t k = 0; k < 64; ++k) *(last - k) = reinterpret_cast<void*>(base + k * size);
+        taken += 64;
+        bits = 0;
+      }
       while (bits != 0 && taken < n) {
         const unsigned bit = static_cast<unsigned>(absl::countr_zero(bits));
-        out[taken++] = reinterpret_cast<void*>(base + size_t{bit} * span->object_size);
+        out[n - ++taken] = reinterpret_cast<void*>(base + size_t{bit} * size);
         bits &= bits - 1;
       }
       span->free_bits[word] = bits;
@@ -126,39 +138,27 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
     }
     Adjust(&free_objects_, -static_cast<int64_t>(taken - before));
   }
+  if (ABSL_PREDICT_FALSE(taken < n)) memmove(out, out + (n - taken), taken * sizeof(void*));
   return taken;
 }
 
-void CentralList::GiveOne(unsigned size_class, void* p, Span** emptied) {
-  Span* span = SpanOf(p);
-  if (ABSL_PREDICT_FALSE(span == nullptr || span->state != SpanState::kSmall ||
-                         span->size_class != size_class)) {
-    BadFree("free of a pointer that was not allocated", p, span);
-  }
-  const uint32_t index = IndexOf(span, reinterpret_cast<uintptr_t>(p));
-  if (ABSL_PREDICT_FALSE(index >= span->objects ||
-                         span->start + size_t{index} * span->object_size !=
-                             reinterpret_cast<uintptr_t>(p))) {
-    BadFree("free of a pointer into the middle of a block", p, span);
-  }
-  const uint64_t bit = uint64_t{1} << (index % 64);
-  uint64_t& word = span->free_bits[index / 64];
-  if (ABSL_PREDICT_FALSE((word & bit) != 0)) BadFree("double free", p, span);
-  word |= bit;
-  if (++span->free_objects == 1) {
-    Insert(span);
-  } else if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
-    Remove(span);
+// Books `given` objects whose bits have been set; a span that is all free is put on `emptied`.
+void CentralList::Settle(Span* span, uint32_t given, Span** emptied) {
+  const bool listed = span->free_objects != 0;
+  span->free_objects = static_cast<uint16_t>(span->free_objects + given);
+  Adjust(&free_objects_, given);
+  if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
+    if (listed) Remove(span);
     Adjust(&spans_, -1);
-    Adjust(&free_objects_, 1 - static_cast<int64_t>(span->objects));
+    Adjust(&free_objects_, -static_cast<int64_t>(span->objects));
     span->next = *emptied;
     *emptied = span;
-    return;
+  } else if (!listed) {
+    Insert(span);
   } else if (ListFor(span) != span->list_index) {
     Remove(span);
     Insert(span);
   }
-  Adjust(&free_objects_, 1);
 }
 
 uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
@@ -166,7 +166,62 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
   {
     LockHolder held(lock_);
     if (!held) return 0;
-    for (uint32_t i = 0; i < n; ++i) GiveOne(size_class, in[i], &emptied);
+    Span* span = nullptr;
+    uint32_t begin = 0;  // of the run of objects of one span
+    // The word of bits being changed stays in a register: neighbours come one after the other, and
+    // each would wait for the store of the one before.
+    uint32_t word_index = 0;
+    uint64_t word = 0;
+    for (uint32_t i = 0; i < n; ++i) {
+      void* p = in[i];
+      uintptr_t address = reinterpret_cast<uintptr_t>(p);
+      if (span == nullptr || address - span->start >= span->bytes()) {
+        if (span != nullptr) {
+          span->free_bits[word_index] = word;
+          Settle(span, i - begin, &emptied);
+        }
+        begin = i;
+        span = QuickSpanOf(p);
+        if (ABSL_PREDICT_FALSE(span == nullptr || span->state != SpanState::kSmall ||
+                               span->size_class != size_class)) {
+          BadFree("free of a pointer that was not allocated", p, span);
+        }
+        word_index = 0;
+        word = span->free_bits[0];
+      }
+      const uint32_t index = IndexOf(span, address);
+      if (ABSL_PREDICT_FALSE(index >= span->objects ||
+                             span->start + size_t{index} * span->object_size != address)) {
+        BadFree("free of a pointer into the middle of a block", p, span);
+      }
+      if (index / 64 != word_index) {
+        span->free_bits[word_index] = word;
+        word_index = index / 64;
+        word = span->free_bits[word_index];
+      }
+      uint64_t bit = uint64_t{1} << (index % 64);
+      if (ABSL_PREDICT_FALSE((word & bit) != 0)) BadFree("double free", p, span);
+      word |= bit;
+      // Programs free much in the order in which they got it, or backwards: a step of one object is
+      // a step of one bit, as long as the word lasts.
+      const uintptr_t size = span->object_size;
+      const uintptr_t end = span->start + span->objects * size;
+      for (; i + 1 < n; ++i) {
+        const uintptr_t next = reinterpret_cast<uintptr_t>(in[i + 1]);
+        const uint64_t next_bit = next == address + size && next < end ? bit << 1
+                                  : next == address - size             ? bit >> 1
+                                                                       : 0;
+        if (next_bit == 0) break;
+        if (ABSL_PREDICT_FALSE((word & next_bit) != 0)) BadFree("double free", in[i + 1], span);
+        word |= next_bit;
+        bit = next_bit;
+        address = next;
+      }
+    }
+    if (span != nullptr) {
+      span->free_bits[word_index] = word;
+      Settle(span, n - begin, &emptied);
+    }
   }
   // Outside of the lock: the page heap may have to talk to the kernel.
   while (emptied != nullptr) {

@@ -3,11 +3,25 @@
 
 #include <string.h>
 
+#include <atomic>
+
+#include "allocator/base/report.h"
+#include "allocator/central/large_blocks.h"
+#include "allocator/pages/page_heap.h"
+
 namespace pcmalloc::central {
 namespace {
 
 constexpr uint32_t kSlots = 1024;
 constexpr size_t kMaxBytes = 256 * 1024;  // of one class; at least two batches, whatever they weigh
+
+// All classes together stay in proportion to the heap: what lies here keeps spans from emptying.
+constexpr size_t kMaxTotal = size_t{8} << 20;
+constexpr size_t kMinTotal = size_t{512} << 10;
+constexpr size_t kHeapDivisor = 32;
+// Classes looked at when there is too much: a batch must not become a tour of all of them.
+constexpr unsigned kVictimsLookedAt = 8;
+constexpr uint32_t kEvictedAtOnce = 128;
 
 constexpr uint32_t Capacity(unsigned size_class) {
   const size_t size = ClassSize(size_class);
@@ -20,12 +34,15 @@ constexpr uint32_t Capacity(unsigned size_class) {
 struct TransferCache {
   RankedLock<LockRank::kTransfer> lock;
   uint32_t count = 0;
+  uint32_t least = 0;  // smallest count since Evict last looked: so many were not needed
 };
 
 constinit TransferCache caches[kNumClasses];
 // Not in the struct, whose lock is not all zero: a megabyte of zeros would lie in the file.
 constinit void* slots_of[kNumClasses][kSlots] = {};
 constinit CentralList lists[kNumClasses];
+constinit std::atomic<int64_t> total_bytes{0};
+constinit std::atomic<uint32_t> next_victim{0};
 
 uint32_t CapacityOf(unsigned size_class) {
   struct Table {
@@ -39,10 +56,59 @@ uint32_t CapacityOf(unsigned size_class) {
   return kTable.rows[size_class];
 }
 
+int64_t TotalLimit() {
+  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  return static_cast<int64_t>(share < kMinTotal   ? kMinTotal
+                              : share > kMaxTotal ? kMaxTotal
+                                                  : share);
+}
+
+// Needs the lock. Takes `n` of the objects at the bottom, which have waited longest, into `out`.
+void TakeOldest(TransferCache& cache, unsigned size_class, void** out, uint32_t n) {
+  void** const slots = slots_of[size_class];
+  memcpy(out, slots, n * sizeof(void*));
+  memmove(slots, slots + n, (cache.count - n) * sizeof(void*));
+  __atomic_store_n(&cache.count, cache.count - n, __ATOMIC_RELAXED);
+  total_bytes.fetch_sub(int64_t{n} * kClasses[size_class].size, std::memory_order_relaxed);
+}
+
+// Gives what classes in turn have not needed of late down to their spans, at least half of what
+// they have, until the total is within its limit or the search is over.
+void Evict(unsigned for_class) {
+  const int64_t limit = TotalLimit();
+  for (unsigned i = 0; i < kVictimsLookedAt; ++i) {
+    if (total_bytes.load(std::memory_order_relaxed) <= limit) return;
+    const unsigned c = 1 + next_victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
+    TransferCache& cache = caches[c];
+    if (c == for_class || __atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
+    void* items[kEvictedAtOnce];
+    uint32_t left = 0;
+    do {
+      uint32_t n;
+      {
+        LockHolder held(cache.lock);
+        if (!held || cache.count == 0) break;
+        if (left == 0) {
+          left = cache.least > cache.count / 2 ? cache.least : cache.count / 2 + 1;
+        }
+        if (left > cache.count) left = cache.count;
+        n = left < kEvictedAtOnce ? left : kEvictedAtOnce;
+        TakeOldest(cache, c, items, n);
+        cache.least = cache.count;
+      }
+      // Cannot be refused: whoever interrupted a holder of the list's lock does not come here.
+      const uint32_t given = lists[c].Give(c, items, n);
+      PCMALLOC_CHECK(given == n);
+      left -= n;
+    } while (left != 0);
+  }
+}
+
 }  // namespace
 
 uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
   *shortage = Shortage::kNone;
+  if (size_class >= kNumClasses) return TakeLarge(size_class, out, n, shortage);
   TransferCache& cache = caches[size_class];
   uint32_t taken = 0;
   if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) != 0) {
@@ -51,6 +117,8 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
       taken = cache.count < n ? cache.count : n;
       memcpy(out, &slots_of[size_class][cache.count - taken], taken * sizeof(void*));
       __atomic_store_n(&cache.count, cache.count - taken, __ATOMIC_RELAXED);
+      if (cache.count < cache.least) cache.least = cache.count;
+      total_bytes.fetch_sub(int64_t{taken} * kClasses[size_class].size, std::memory_order_relaxed);
     }
   }
   if (taken == n) return n;
@@ -58,6 +126,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
 }
 
 uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
+  if (size_class >= kNumClasses) return GiveLarge(in, n);
   TransferCache& cache = caches[size_class];
   uint32_t given = 0;
   {
@@ -67,24 +136,30 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
       given = room < n ? room : n;
       memcpy(&slots_of[size_class][cache.count], in, given * sizeof(void*));
       __atomic_store_n(&cache.count, cache.count + given, __ATOMIC_RELAXED);
+      total_bytes.fetch_add(int64_t{given} * kClasses[size_class].size, std::memory_order_relaxed);
     }
   }
-  if (given == n) return n;
-  return given + lists[size_class].Give(size_class, in + given, n - given);
+  if (given < n) given += lists[size_class].Give(size_class, in + given, n - given);
+  if (total_bytes.load(std::memory_order_relaxed) > TotalLimit()) Evict(size_class);
+  return given;
+}
+
+size_t TrimClass(unsigned size_class) {
+  TransferCache& cache = caches[size_class];
+  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
+  LockHolder held(cache.lock);
+  if (!held) return 0;
+  const uint32_t given = lists[size_class].Give(size_class, slots_of[size_class], cache.count);
+  if (given == 0) return 0;  // all or nothing
+  cache.least = 0;
+  total_bytes.fetch_sub(int64_t{given} * kClasses[size_class].size, std::memory_order_relaxed);
+  __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
+  return given * ClassSize(size_class);
 }
 
 size_t Trim() {
   size_t bytes = 0;
-  for (unsigned c = 1; c < kNumClasses; ++c) {
-    TransferCache& cache = caches[c];
-    if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
-    LockHolder held(cache.lock);
-    if (!held) continue;
-    const uint32_t given = lists[c].Give(c, slots_of[c], cache.count);
-    if (given == 0) continue;  // all or nothing
-    bytes += given * ClassSize(c);
-    __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
-  }
+  for (unsigned c = 1; c < kNumClasses; ++c) bytes += TrimClass(c);
   return bytes;
 }
 

@@ -31,8 +31,10 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
 // interrupted while it held a lock that is needed.
 uint32_t Give(unsigned size_class, void* const* in, uint32_t n);
 
-// Moves everything that the transfer caches hold down to the spans; returns the number of bytes.
+// Moves everything that the transfer caches hold, or the one of a class, down to the spans; returns
+// the number of bytes.
 size_t Trim();
+size_t TrimClass(unsigned size_class);
 
 struct Stats {
   uint64_t transfer_objects;

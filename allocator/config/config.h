@@ -24,6 +24,9 @@ enum class RseqRequest : uint8_t {
 inline constexpr const char* kRseqRequestNames[] = {"auto", "legacy", "v2safe-cpu", "v2safe-cid",
                                                     "locked"};
 
+enum class BackgroundThread : uint8_t { kAuto, kOn, kOff };
+inline constexpr const char* kBackgroundThreadNames[] = {"auto", "on", "off"};
+
 struct Config {
 #define PCM_CONFIG(type, name, unit, default_value, ...) type name = default_value;
 #include "allocator/config/config.def"

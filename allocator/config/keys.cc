@@ -73,6 +73,10 @@ bool ParseValue(const Key& key, Piece piece, uint64_t* value) {
     case Unit::kBytes:
       return ParseNumber(piece, kByteSuffixes, value);
     case Unit::kDuration:
+      if (piece == "never") {
+        *value = kNever;
+        return true;
+      }
       return ParseNumber(piece, kDurationSuffixes, value);
     case Unit::kPath:
       *value = piece.size;
@@ -245,7 +249,9 @@ void AppendValue(const Key& key, uint64_t value, TextBuffer& out) {
       break;
     }
     case Unit::kDuration:
-      if (value % 1000 == 0) {
+      if (value == kNever) {
+        out.Str("never");
+      } else if (value % 1000 == 0) {
         out.Dec(value / 1000).Str("s");
       } else {
         out.Dec(value).Str("ms");
@@ -275,6 +281,10 @@ void AppendAccepted(const Key& key, TextBuffer& out) {
       out.Str("bytes, or K, M, G, from ");
       break;
     case Unit::kDuration:
+      if (key.highest == kNever) {
+        out.Str("a time in ms or s, or never");
+        return;
+      }
       out.Str("a time in ms or s from ");
       break;
     case Unit::kPath:

@@ -22,6 +22,9 @@ namespace pcmalloc {
 
 enum class Unit : uint8_t { kBool, kChoice, kCount, kBytes, kDuration, kPath };
 
+// The value of a kDuration key that is written "never"; accepted where `highest` is that large.
+inline constexpr uint64_t kNever = UINT64_MAX;
+
 // The field of a kPath key: a file name without ',' in it, empty by default.
 struct Path {
   static constexpr size_t kMost = 255;

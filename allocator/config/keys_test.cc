@@ -33,6 +33,7 @@ struct Fields {
   uint64_t budget = 1 << 20;
   uint64_t decay = 1000;
   uint64_t any_bytes = 0;
+  uint64_t any_time = 0;
   uint64_t guard_after = 0x2222222222222222;
 };
 
@@ -46,6 +47,7 @@ constexpr Key kKeys[] = {
      "how much"},
     {"decay", Unit::kDuration, offsetof(Fields, decay), 1000, 0, 60000, nullptr, "how long"},
     {"any_bytes", Unit::kBytes, offsetof(Fields, any_bytes), 0, 0, UINT64_MAX, nullptr, "any"},
+    {"any_time", Unit::kDuration, offsetof(Fields, any_time), 0, 0, kNever, nullptr, "any"},
 };
 constexpr KeyTable kTable = {kKeys, sizeof(kKeys) / sizeof(kKeys[0])};
 
@@ -108,6 +110,19 @@ TEST_F(KeysTest, ReadsUnits) {
     EXPECT_EQ(Parse((std::string("decay:") + row.text).c_str()), 0) << row.text;
     EXPECT_EQ(fields_.decay, row.milliseconds) << row.text;
   }
+}
+
+TEST_F(KeysTest, NeverIsATimeWhereTheKeyAllowsIt) {
+  EXPECT_EQ(Parse("any_time:never"), 0);
+  EXPECT_EQ(fields_.any_time, kNever);
+  EXPECT_EQ(Parse("decay:never"), 1);
+  EXPECT_EQ(fields_.decay, 1000u);
+  EXPECT_EQ(Parse("any_time:ever"), 1);
+  Text<> text;
+  AppendValue(kKeys[6], kNever, text);
+  text.Str(" | ");
+  AppendAccepted(kKeys[6], text);
+  EXPECT_STREQ(text.c_str(), "never | a time in ms or s, or never");
 }
 
 TEST_F(KeysTest, RefusesValuesItDoesNotUnderstandAndKeepsTheOldOnes) {

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "allocator/front/deferred.h"
+#include "allocator/pages/page_heap.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
 
@@ -16,9 +17,17 @@ struct alignas(64) Books {
 };
 constinit Books books[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> steals{0};
+constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
+
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+int64_t Limit() {
+  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
+  return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
+}
 
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
@@ -34,7 +43,8 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 void Steal(int index, unsigned for_class, int64_t bytes) {
   Books& book = books[index];
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
-    const unsigned c = 1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
+    const unsigned c =
+        1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
     const uint32_t after = Book(index, c, before, before / 2);
@@ -53,6 +63,12 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
 
 }  // namespace
 
+size_t Budget() { return budget.load(std::memory_order_relaxed); }
+
+void SetBudget(size_t bytes) {
+  budget.store(bytes < INT64_MAX ? bytes : INT64_MAX, std::memory_order_relaxed);
+}
+
 uint32_t GrowCapacity(int index, unsigned size_class) {
   const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
   if (capacity.now >= capacity.most) return capacity.now;
@@ -61,16 +77,23 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = books[index].used;
-  const int64_t limit = kBudgetBytes;
+  const int64_t limit = Limit();
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
     Steal(index, size_class, excess);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
-    // A class that has nothing at all gets one slot whatever the budget says.
-    if (wanted == 0) wanted = 1;
+    // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh too
+    // much for that.
+    if (wanted == 0 && size_class < kNumClasses) wanted = 1;
   }
   return Book(index, size_class, capacity.now, wanted);
+}
+
+void BookTaken(int index, const uint32_t* slots) {
+  int64_t bytes = 0;
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
+  books[index].used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {

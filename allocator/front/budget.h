@@ -17,14 +17,25 @@
 
 namespace pcmalloc::front {
 
-// Bytes of objects that one slab may hold.
+// Bytes of objects that one slab may hold: at most, unless SetBudget says otherwise; in a small heap
+// its share of it, at least so much.
 inline constexpr size_t kBudgetBytes = size_t{3} << 20;
+inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
+inline constexpr size_t kHeapDivisor = 8;
+
+// The upper limit. A change takes effect as classes grow: nobody grows beyond it, and who misses
+// takes from the others; what is held already stays until it is drained. Async-signal-safe.
+size_t Budget();
+void SetBudget(size_t bytes);
 
 // Slots that a class gets at first.
 inline constexpr uint32_t kFirstCapacity = 8;
 
 // Raises the capacity of a class on an index after a miss; returns the capacity now in force.
 uint32_t GrowCapacity(int index, unsigned size_class);
+
+// Books slots, by class, that percpu::Drain has taken away.
+void BookTaken(int index, const uint32_t* slots);
 
 // Bytes handed out to the classes of an index, and how often one class took from another.
 uint64_t BudgetUsed(int index);

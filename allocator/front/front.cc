@@ -14,7 +14,7 @@
 namespace pcmalloc::front {
 namespace {
 
-static_assert(kNumClasses <= percpu::kSlabClasses);
+static_assert(kNumCachedClasses <= percpu::kSlabClasses);
 
 constexpr size_t kMostBytesOfAClass = size_t{1} << 20;
 constexpr uint32_t kMostSlots = 2048;
@@ -68,7 +68,7 @@ void* Emergency(unsigned size_class, Shortage shortage) {
 
 percpu::Geometry MakeGeometry() {
   percpu::Geometry geometry = {};
-  for (unsigned c = 1; c < kNumClasses; ++c) {
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
     const size_t slots = kMostBytesOfAClass / kClasses[c].size;
     geometry.capacity[c] = slots > kMostSlots     ? kMostSlots
                            : slots < kFewestSlots ? kFewestSlots
@@ -93,17 +93,12 @@ void* Allocate(unsigned size_class) {
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   Count(counters[index].refills);
   Count(counters[index].refill_objects, got);
-  // Ascending addresses come out of a span; pushed from the end, they are popped in that order too.
-  for (uint32_t i = 1, j = got - 1; i < j; ++i, --j) {
-    void* item = items[i];
-    items[i] = items[j];
-    items[j] = item;
-  }
+  // The last is what a pop after a push of all would give.
   if (got > 1) {
-    const uint32_t pushed = percpu::PushBatch(size_class, items + 1, got - 1);
-    Return(size_class, items + 1 + pushed, got - 1 - pushed);
+    const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
+    Return(size_class, items + pushed, got - 1 - pushed);
   }
-  return items[0];
+  return items[got - 1];
 }
 
 void Deallocate(unsigned size_class, void* p) {
@@ -130,6 +125,14 @@ size_t DrainIndex(int index) {
   return percpu::Drain(index, Return);
 }
 
+size_t ShrinkIndex(int index) {
+  Count(drains);
+  uint32_t taken[percpu::kSlabClasses];
+  const size_t drained = percpu::Drain(index, Return, taken);
+  BookTaken(index, taken);
+  return drained;
+}
+
 bool ResizeIndex(int index) { return percpu::Resize(index, MakeGeometry(), Return); }
 
 void Trim() {
@@ -145,8 +148,10 @@ Stats ReadStats() {
     stats.flushes += counters[i].flushes.load(std::memory_order_relaxed);
     stats.flush_objects += counters[i].flush_objects.load(std::memory_order_relaxed);
     stats.capacity_bytes += BudgetUsed(static_cast<int>(i));
-    for (unsigned c = 1; c < kNumClasses; ++c) {
-      stats.held_bytes += uint64_t{percpu::HeldBy(static_cast<int>(i), c)} * kClasses[c].size;
+    for (unsigned c = 1; c < kNumCachedClasses; ++c) {
+      const uint64_t bytes = uint64_t{percpu::HeldBy(static_cast<int>(i), c)} * kClasses[c].size;
+      stats.held_bytes += bytes;
+      if (c >= kNumClasses) stats.held_large_bytes += bytes;
     }
   }
   stats.direct = direct.load(std::memory_order_relaxed);

@@ -34,6 +34,9 @@ void Deallocate(unsigned size_class, void* p);
 // Empties the slab of an index into the layers below; returns the number of objects.
 size_t DrainIndex(int index);
 
+// The same, and the classes have to earn their capacity anew: for a budget that was lowered.
+size_t ShrinkIndex(int index);
+
 // Moves the slab of an index to another place in memory, contents kept.
 bool ResizeIndex(int index);
 
@@ -41,16 +44,17 @@ bool ResizeIndex(int index);
 void Trim();
 
 struct Stats {
-  uint64_t refills;         // misses of malloc that went to the transfer cache
-  uint64_t refill_objects;  // objects that came with them
-  uint64_t flushes;         // full stacks
-  uint64_t flush_objects;   // objects given down by them
-  uint64_t direct;          // operations that no slab could serve (closed, unregistered thread)
-  uint64_t steals;          // capacity taken from another class
-  uint64_t drains;          // slabs emptied from outside
-  uint64_t deferred;        // frees put off in a signal handler
-  uint64_t held_bytes;      // objects in the slabs
-  uint64_t capacity_bytes;  // budget handed out to classes
+  uint64_t refills;           // misses of malloc that went to the transfer cache
+  uint64_t refill_objects;    // objects that came with them
+  uint64_t flushes;           // full stacks
+  uint64_t flush_objects;     // objects given down by them
+  uint64_t direct;            // operations that no slab could serve (closed, unregistered thread)
+  uint64_t steals;            // capacity taken from another class
+  uint64_t drains;            // slabs emptied from outside
+  uint64_t deferred;          // frees put off in a signal handler
+  uint64_t held_bytes;        // objects in the slabs
+  uint64_t held_large_bytes;  // those of them that are spans of their own
+  uint64_t capacity_bytes;    // budget handed out to classes
 };
 Stats ReadStats();
 

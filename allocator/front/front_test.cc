@@ -180,6 +180,46 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
   EXPECT_GE(grown, percpu::CapacityOf(index, kBusy).most / 2);
 }
 
+// Misses alone bring an index below a budget that was lowered, and up again once it is raised.
+TEST_F(Front, TheBudgetCanChange) {
+  const Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  constexpr unsigned kBusy = 64;
+  const auto miss = [&](unsigned c) {
+    for (int round = 0; round < 400; ++round) GrowCapacity(index, c);
+    return BudgetUsed(index);
+  };
+  const uint64_t slot_of_each = MostBytes() - kBudgetBytes;
+  ASSERT_GT(miss(kBusy), uint64_t{512} << 10);
+  SetBudget(64 << 10);
+  EXPECT_EQ(Budget(), size_t{64} << 10);
+  EXPECT_LE(miss(kBusy + 1), (64 << 10) + slot_of_each);
+  EXPECT_LE(percpu::CapacityOf(index, kBusy).now, 64u);
+  SetBudget(kBudgetBytes);
+  EXPECT_GT(miss(kBusy), uint64_t{512} << 10);
+}
+
+TEST_F(Front, ShrinkingTakesObjectsAndCapacity) {
+  const Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  std::vector<void*> blocks;
+  for (int i = 0; i < 500; ++i) blocks.push_back(Allocate(10));
+  for (void* p : blocks) Deallocate(10, p);
+  ASSERT_GT(percpu::HeldBy(index, 10), 0u);
+  const percpu::Activity before = percpu::ActivityOf(index);
+  EXPECT_TRUE(before.holds_items);
+  EXPECT_EQ(percpu::ActivityOf(index).state, before.state);
+  EXPECT_GT(ShrinkIndex(index), 0u);
+  EXPECT_FALSE(percpu::ActivityOf(index).holds_items);
+  EXPECT_NE(percpu::ActivityOf(index).state, before.state);
+  EXPECT_EQ(BudgetUsed(index), 0u);
+  EXPECT_EQ(CapacityBytes(index), 0u);
+  void* p = Allocate(10);
+  ASSERT_NE(p, nullptr);
+  Deallocate(10, p);
+  EXPECT_GT(percpu::HeldBy(index, 10), 0u) << "the class does not grow again";
+}
+
 TEST_F(Front, TheBooksAreRightAfterACrowd) {
   std::vector<std::thread> threads;
   std::atomic<bool> stop{false};
@@ -210,6 +250,8 @@ TEST_F(Front, TheBooksAreRightAfterACrowd) {
       const int index = static_cast<int>(i % percpu::HighestUsed());
       if (i % 3 == 0) {
         ResizeIndex(index);
+      } else if (i % 3 == 1) {
+        ShrinkIndex(index);
       } else {
         DrainIndex(index);
       }

@@ -59,6 +59,17 @@ constexpr Row kRows[] = {
     PCM_ROW("reserved_bytes", "reserved address space", kBytes, pages.reserved_bytes),
     PCM_ROW("spans", "spans in use", kCount, pages.spans),
     PCM_ROW("releases", "returns to the kernel", kCount, pages.releases),
+    PCM_ROW("background_threads", "background threads so far", kCount, background.started),
+    PCM_ROW("background_wakeups", "  wakeups", kCount, background.wakeups),
+    PCM_ROW("idle_drains", "  idle slabs drained", kCount, maintenance.idle_drains),
+    PCM_ROW("idle_trims", "  idle transfer caches", kCount, maintenance.idle_trims),
+    PCM_ROW("idle_returns", "  returns of everything", kCount, maintenance.idle_returns),
+    PCM_ROW("pressure_rounds", "  looks under pressure", kCount, limits.pressure_rounds),
+    PCM_ROW("limit_relieves", "shrunk because of a limit", kCount, limits.relieves),
+    PCM_ROW("limit_soft", "soft limit in force", kBytes, limits.soft_bytes),
+    PCM_ROW("limit_hard", "hard limit", kBytes, limits.hard_bytes),
+    PCM_ROW("limit_cgroup", "control group's limit", kBytes, limits.cgroup_bytes),
+    PCM_ROW("percpu_cache", "cache of one CPU at most", kBytes, limits.percpu_bytes),
 };
 #undef PCM_ROW
 
@@ -112,6 +123,9 @@ Snapshot TakeSnapshot(const Identity& identity) {
   }
   s.front = front::ReadStats();
   s.pages = PageHeap::Stats();
+  s.background = release::ReadBackgroundStats();
+  s.maintenance = release::ReadMaintenanceStats();
+  s.limits = release::ReadLimitStats();
   return s;
 }
 
@@ -119,10 +133,13 @@ void PrintTable(const Snapshot& snapshot, TextBuffer& out) {
   out.Str("pcmalloc statistics\n");
   out.Str("  mode").Pad(28).Str(snapshot.mode).Str("\n");
   out.Str("  reason").Pad(28).Str(snapshot.reason).Str("\n");
+  out.Str("  background thread").Pad(28).Str(snapshot.background.state).Str("\n");
   for (const Row& row : kRows) {
     const uint64_t value = row.value(snapshot);
     out.Str("  ").Str(row.label).Pad(28);
-    if (row.kind == Kind::kBytes) {
+    if (row.kind == Kind::kBytes && value == release::kNoLimit) {
+      out.Str("none");
+    } else if (row.kind == Kind::kBytes) {
       out.Bytes(value);
     } else {
       out.Dec(value);
@@ -136,6 +153,8 @@ void PrintJson(const Snapshot& snapshot, TextBuffer& out) {
   AppendJsonString(snapshot.mode, out);
   out.Str(", \"reason\": ");
   AppendJsonString(snapshot.reason, out);
+  out.Str(", \"background_thread\": ");
+  AppendJsonString(snapshot.background.state, out);
   for (const Row& row : kRows) {
     out.Str(", \"").Str(row.key).Str("\": ").Dec(row.value(snapshot));
   }

@@ -13,6 +13,7 @@
 #include "allocator/base/text.h"
 #include "allocator/front/front.h"
 #include "allocator/pages/page_heap.h"
+#include "allocator/release/release.h"
 
 namespace pcmalloc::observe {
 
@@ -30,6 +31,9 @@ struct Snapshot {
   uint64_t central_bytes;
   front::Stats front;
   PageStats pages;
+  release::BackgroundStats background;
+  release::MaintenanceStats maintenance;
+  release::LimitStats limits;
 };
 
 // What only the layer above knows.

@@ -75,6 +75,7 @@ bool Arena::TryGrow(size_t pages) {
   used_pages_ = end;
   mapped_pages_.store(end, std::memory_order_release);
   if (Arenas::primary(*this)) {
+    __atomic_store_n(&pcmalloc_primary_arena.spans, span_map(), __ATOMIC_RELAXED);
     __atomic_store_n(&pcmalloc_primary_arena.base, classes(), __ATOMIC_RELEASE);
     __atomic_store_n(&pcmalloc_primary_arena.pages, end, __ATOMIC_RELEASE);
     if (fast_free_open) Arenas::OpenFastFree();

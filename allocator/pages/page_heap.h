@@ -5,6 +5,7 @@
 // Invariants: one lock guards all of it; no function waits for a lock that the calling thread holds
 //   already (kReentrant instead); free neighbours are always merged unless one is returned and the
 //   other is not; a page's map entries are right whenever no lock is held.
+//   No lock that Take or Give need is held during the system calls that return memory.
 // Cost: constant time to take and give; a system call only to grow an arena or to return memory.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
 #define PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
@@ -56,9 +57,37 @@ class PageHeap {
   // Moved pages are mappings of their own to the kernel: for blocks of some hundred KiB and more.
   static bool MovePages(const Span* from, const Span* to);
 
-  // Returns at least `bytes` of free memory to the operating system, whole free ranges, largest
-  // first, as far as there are any; returns the number of bytes returned.
+  // Returns at least `bytes` of free memory to the operating system, the longest ranges first, as
+  // far as there are any; returns the number of bytes returned. 0 in a signal handler that
+  // interrupted another return.
   static size_t Release(size_t bytes);
+
+  // Returns what has been idle for long, along a curve that ends at PCMALLOC_CONF's `decay`. To be
+  // called by whoever has time, with the milliseconds of os::CoarseMilliseconds(); a call that
+  // comes too early does nothing. Returns after how many milliseconds the next call makes sense;
+  // UINT64_MAX if none ever will. The page heap itself does the same on its slow paths.
+  static uint64_t Decay(uint64_t now_ms);
+
+  // The same, with the present time, and almost free unless something is due: for slow paths of the
+  // layers above. The caller may hold locks of lower ranks, but others may have to wait for them.
+  static void Tick();
+
+  // Returns all free memory but what SetIdleLimit lets stay; returns the number of bytes.
+  static size_t ReleaseIdle();
+
+  // Limits on the footprint; UINT64_MAX for none. Above `soft` free memory goes back to the system
+  // as soon as it is free. What would pass `hard`, when nothing idle is left, is refused with
+  // kNoMemory. Neither takes anything away; see ReleaseIdle.
+  static void SetLimits(uint64_t soft, uint64_t hard);
+
+  // Blocks in use, whatever they are cached in, free memory not returned yet, maps and Spans.
+  static uint64_t Footprint();
+
+  // A footprint above `bytes` makes MarkPassed true, once, until it is set anew. TakeMark says true
+  // to one caller. Async-signal-safe.
+  static void SetMark(uint64_t bytes);
+  static bool MarkPassed();
+  static bool TakeMark();
 
   // Lets the inline path of free use the page map from now on (pcmalloc_primary_arena.fast_pages).
   static void OpenFastFree();
@@ -67,6 +96,9 @@ class PageHeap {
   static void SetIdleLimit(size_t bytes);
 
   static PageStats Stats();
+
+  // Bytes in kSmall spans, without the lock: what the caches above measure themselves by.
+  static uint64_t SmallBytes();
 
   // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in
   // the sense of Lock: if the calling thread holds the lock already, it returns false and

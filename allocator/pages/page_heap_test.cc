@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "allocator/config/config.h"
 #include "allocator/os/memory.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/release_policy.h"
@@ -23,6 +24,9 @@ namespace {
 
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kPagesPerMiB = kMiB >> kPageShift;
+
+// Where the next span lies shall not depend on the time of day.
+[[maybe_unused]] const bool kNoDecay = (ParseConfig("decay:never"), true);
 
 size_t ResidentKiB() {
   std::ifstream status("/proc/self/status");
@@ -120,6 +124,7 @@ TEST(PageHeapTest, WarmSpansComeBeforeColdOnesAndGrowth) {
 }
 
 TEST(PageHeapTest, ResizeInPlace) {
+  PageHeap::Release(SIZE_MAX);  // one free span, so that the next two are neighbours
   Span* span = TakeOrNull(100);
   Span* behind = TakeOrNull(100);
   ASSERT_EQ(behind->start, span->end());

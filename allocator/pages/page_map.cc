@@ -6,7 +6,7 @@
 namespace pcmalloc {
 
 extern "C" {
-constinit PrimaryArena pcmalloc_primary_arena = {nullptr, 0, 0};
+constinit PrimaryArena pcmalloc_primary_arena = {nullptr, 0, 0, nullptr};
 }
 
 unsigned ClassOf(const void* p) {

@@ -30,6 +30,7 @@ struct PrimaryArena {
   // The same for the inline path of free: 0 until PageHeap::OpenFastFree, and for good in every
   // mode whose frees that path cannot serve.
   size_t fast_pages;
+  Span* const* spans;  // the span map, counted as the page map is
 };
 extern "C" __attribute__((visibility("hidden"))) PrimaryArena pcmalloc_primary_arena;
 
@@ -44,13 +45,35 @@ inline unsigned PrimaryClassOf(const void* p) {
   return base[page];
 }
 
-// The same for all arenas.
+// The large or small block's span that starts at `p`, as far as the primary arena's map tells; null
+// for everything else. Signal-safe.
+inline Span* PrimarySpanAt(const void* p) {
+  const PrimaryArena& arena = pcmalloc_primary_arena;
+  const size_t page =
+      (reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena.base)) >> kPageShift;
+  if (page >= __atomic_load_n(&arena.pages, __ATOMIC_RELAXED)) return nullptr;
+  Span* span = __atomic_load_n(&arena.spans[page], __ATOMIC_RELAXED);
+  // Inner pages of large spans keep entries of earlier times.
+  return span != nullptr && span->start == reinterpret_cast<uintptr_t>(p) ? span : nullptr;
+}
+
+// The same as PrimaryClassOf for all arenas.
 unsigned ClassOf(const void* p);
 
 // The span that holds `p`, or null for an address that no arena holds. For a kLarge or kFree span
 // only its first and last page are sure to answer, for kSmall every page does; the other pages of a
 // kLarge or kFree span answer rightly or null. Never a span that does not hold `p`.
 Span* SpanOf(const void* p);
+
+// The same, inline for the primary arena: for whoever looks up many.
+inline Span* QuickSpanOf(const void* p) {
+  const PrimaryArena& arena = pcmalloc_primary_arena;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+  const size_t page = (address - reinterpret_cast<uintptr_t>(arena.base)) >> kPageShift;
+  if (page >= __atomic_load_n(&arena.pages, __ATOMIC_RELAXED)) return SpanOf(p);
+  Span* span = __atomic_load_n(&arena.spans[page], __ATOMIC_RELAXED);
+  return span != nullptr && address - span->start < span->bytes() ? span : nullptr;
+}
 
 // Whether the address lies in any arena's used part, the maps not counted.
 bool InArena(const void* p);

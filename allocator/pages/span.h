@@ -22,9 +22,11 @@ inline constexpr int kPageShift = 13;
 inline constexpr size_t kPageSize = size_t{1} << kPageShift;
 
 enum class SpanState : uint8_t {
-  kFree,   // in the page heap
-  kSmall,  // cut into objects of one size class
-  kLarge,  // one block
+  kFree,    // in the page heap
+  kSmall,   // cut into objects of one size class
+  kLarge,   // one block
+  kCached,  // a free block of a large class, in a cache above, which the page heap knows as kLarge
+  kReturning,  // free, and out of the page heap while the operating system takes its memory
 };
 
 struct Span {
@@ -37,17 +39,19 @@ struct Span {
   uintptr_t start;  // address of the first byte, a multiple of kPageSize
   uint32_t pages;
   SpanState state;
-  uint8_t size_class;  // 0 unless kSmall
+  uint8_t size_class;  // kSmall: of its objects; kLarge: the large class that fits it exactly, or 0
   bool zeroed;         // kFree, or fresh from PageHeap::Take: every byte reads as zero
   bool returned;       // kFree: the memory is with the operating system
   // kSmall: the fields of allocator/central.
-  uint16_t objects;         // how many the span was cut into
-  uint16_t free_objects;    // how many of them have their bit set below
-  uint32_t object_size;     // bytes
-  uint32_t object_inverse;  // 2^32 / object_size rounded up: index = offset * inverse >> 32
-  uint32_t list_index;      // which occupancy list of its central list the span is in
+  uint16_t objects;          // how many the span was cut into
+  uint16_t free_objects;     // how many of them have their bit set below
+  uint32_t object_size;      // bytes
+  uint32_t object_inverse;   // 2^32 / object_size rounded up: index = offset * inverse >> 32
+  uint32_t objects_inverse;  // 2^32 / objects rounded up, the same for shares of `objects`
+  uint32_t list_index;       // which occupancy list of its central list the span is in
   uint64_t free_bits[kMaxObjects / 64];
 
+  bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }
   uintptr_t end() const { return start + bytes(); }
 };

@@ -6,7 +6,7 @@ namespace {
 
 constexpr ClassTable MakeTable() {
   ClassTable table{};
-  for (unsigned c = 1; c < kNumClasses; ++c) {
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
     table.rows[c] = {static_cast<uint32_t>(ClassSize(c)), static_cast<uint16_t>(SpanPages(c)),
                      static_cast<uint16_t>(BatchSize(c))};
   }

@@ -48,6 +48,29 @@ int pcmalloc_resize_cpu(int cpu);
 int pcmalloc_stop_cpu(int cpu);
 int pcmalloc_start_cpu(int cpu);
 
+/* How much memory the allocator may have, in bytes; SIZE_MAX for no limit. What counts is what
+ * pcmalloc_footprint returns. Above the soft limit free memory goes back to the kernel at once and
+ * caches shrink; a request that would pass the hard one fails with ENOMEM after everything idle has
+ * been given back. A limit below what is in use takes nothing away from anybody. Setters give back
+ * what is necessary before they return: microseconds to milliseconds. */
+size_t pcmalloc_soft_limit(void);
+void pcmalloc_set_soft_limit(size_t bytes);
+size_t pcmalloc_hard_limit(void);
+void pcmalloc_set_hard_limit(size_t bytes);
+
+/* Bytes of memory that the allocator has now: blocks, free ones that are still backed by memory (in
+ * caches or as pages), and its own books. Signal-safe. */
+size_t pcmalloc_footprint(void);
+
+/* How many bytes of free blocks one CPU's cache may hold: the limit in force, which is smaller than
+ * the one that was set where a limit on memory or pressure demands it. */
+size_t pcmalloc_percpu_cache(void);
+void pcmalloc_set_percpu_cache(size_t bytes);
+
+/* The background thread: "running", "watching" (started when it is needed), or "off: " and why.
+ * Signal-safe. */
+const char* pcmalloc_background_thread(void);
+
 /* How many critical sections the kernel has aborted in this process so far. Signal-safe. */
 uint64_t pcmalloc_aborts(void);
 

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/os/zero.h"
+
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include <atomic>
+
+#include "allocator/base/syscall.h"
+#include "allocator/os/memory.h"
+
+namespace pcmalloc::os {
+namespace {
+
+constexpr size_t kPagesAtOnce = 4096;  // one byte of stack each
+// Dropping a run is a system call, writing this many pages of it is no more.
+constexpr size_t kShortestRun = 16;
+
+// Whether large used blocks have lately turned out to be untouched. Dropping an untouched block
+// unasked costs a fraction of asking first; dropping a touched one costs a page fault a page. So
+// trust doubles with every answer "nothing is there", as often as the answer is asked for, and one
+// other answer ends it. A wrong guess costs time only.
+struct Trust {
+  static constexpr uint32_t kMost = 32;
+
+  std::atomic<uint32_t> blind_in_a_row{0};  // how many blocks are dropped between two questions
+  std::atomic<uint32_t> blind_left{0};
+
+  // Races between threads lose or repeat a question.
+  bool MayDropUnasked() {
+    const uint32_t left = blind_left.load(std::memory_order_relaxed);
+    if (left != 0) blind_left.store(left - 1, std::memory_order_relaxed);
+    return left != 0;
+  }
+  void Learn(bool untouched) {
+    uint32_t row = blind_in_a_row.load(std::memory_order_relaxed);
+    row = !untouched ? 0 : row == 0 ? 1 : row < kMost ? row * 2 : kMost;
+    blind_in_a_row.store(row, std::memory_order_relaxed);
+    blind_left.store(row, std::memory_order_relaxed);
+  }
+};
+constinit Trust trust;
+
+// How many pages from `i` on are alike; bit 0 is what mincore says, the others are reserved.
+size_t RunLength(const unsigned char* resident, size_t i, size_t pages) {
+  const size_t begin = i;
+  const unsigned char kind = resident[i] & 1;
+  // By words where it is absent: untouched memory is what this is for.
+  if (kind == 0) {
+    uint64_t word;
+    for (; i + sizeof(word) <= pages; i += sizeof(word)) {
+      memcpy(&word, resident + i, sizeof(word));
+      if ((word & 0x0101010101010101u) != 0) break;
+    }
+  }
+  while (i < pages && (resident[i] & 1) == kind) ++i;
+  return i - begin;
+}
+
+// Returns whether nothing was there.
+bool ZeroPages(char* memory, size_t pages) {
+  const size_t page = KernelPageSize();
+  unsigned char resident[kPagesAtOnce];
+  if (RawSyscall(SYS_mincore, memory, pages * page, resident) != 0) {
+    memset(memory, 0, pages * page);
+    return false;
+  }
+  if (RunLength(resident, 0, pages) == pages && (resident[0] & 1) == 0) {
+    if (Return(memory, pages * page)) return true;
+    memset(memory, 0, pages * page);
+    return false;
+  }
+  for (size_t i = 0; i < pages;) {
+    const size_t run = RunLength(resident, i, pages);
+    char* const start = memory + i * page;
+    // Refused for locked memory.
+    if ((resident[i] & 1) != 0 || run < kShortestRun || !Return(start, run * page)) {
+      memset(start, 0, run * page);
+    }
+    i += run;
+  }
+  return false;
+}
+
+}  // namespace
+
+void Zero(void* memory, size_t bytes) {
+  char* p = static_cast<char*>(memory);
+  if (bytes >= kWorthAsking) {
+    const size_t page = KernelPageSize();
+    const size_t head = -reinterpret_cast<uintptr_t>(p) & (page - 1);
+    memset(p, 0, head);
+    p += head;
+    bytes -= head;
+    const size_t whole = bytes / page * page;
+    if (trust.MayDropUnasked() && Return(p, whole)) {
+      p += whole;
+      bytes -= whole;
+    } else {
+      bool untouched = true;
+      while (bytes >= page) {
+        const size_t left = bytes / page;
+        const size_t pages = left < kPagesAtOnce ? left : kPagesAtOnce;
+        untouched = ZeroPages(p, pages) && untouched;
+        p += pages * page;
+        bytes -= pages * page;
+      }
+      trust.Learn(untouched);
+    }
+  }
+  memset(p, 0, bytes);
+}
+
+}  // namespace pcmalloc::os

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How much memory the page heap may have: the checks where it is about to have more, and the mark
+// that tells the layers above of growth.
+#include "allocator/pages/heap.h"
+#include "allocator/pages/page_heap.h"
+
+namespace pcmalloc::pages {
+
+uint64_t FootprintBytes() {
+  uint64_t maps = 0;
+  for (int i = 0; i < Arenas::count(); ++i) {
+    const Arena& arena = Arenas::at(i);
+    if (arena.base() != 0) maps += arena.map_bytes();
+  }
+  return UsedBytes() + maps + heap.store.bytes() +
+         Bytes(heap.warm.pages() + heap.returning_pages.load(std::memory_order_relaxed));
+}
+
+bool MayGrow(size_t pages) {
+  const uint64_t limit = heap.limits.hard.load(std::memory_order_relaxed);
+  if (__builtin_expect(limit == UINT64_MAX, 1)) return true;
+  const uint64_t bytes = Bytes(pages);
+  if (bytes > limit) return false;
+  if (FootprintBytes() <= limit - bytes) return true;
+  ReturnUnderLock(UINT64_MAX, kPageSize);
+  return FootprintBytes() <= limit - bytes;
+}
+
+void NoteGrowth() {
+  const uint64_t mark = heap.limits.mark.load(std::memory_order_relaxed);
+  if (__builtin_expect(mark != UINT64_MAX && FootprintBytes() > mark, 0)) {
+    heap.limits.mark.store(UINT64_MAX, std::memory_order_relaxed);
+    heap.limits.mark_passed.store(true, std::memory_order_relaxed);
+  }
+}
+
+uint64_t BytesAboveSoftLimit() {
+  const uint64_t limit = heap.limits.soft.load(std::memory_order_relaxed);
+  if (__builtin_expect(limit == UINT64_MAX, 1)) return 0;
+  const uint64_t footprint = FootprintBytes();
+  return footprint > limit ? footprint - limit : 0;
+}
+
+}  // namespace pcmalloc::pages
+
+namespace pcmalloc {
+
+using pages::heap;
+
+void PageHeap::SetLimits(uint64_t soft, uint64_t hard) {
+  heap.limits.soft.store(soft, std::memory_order_relaxed);
+  heap.limits.hard.store(hard, std::memory_order_relaxed);
+}
+
+void PageHeap::SetMark(uint64_t bytes) {
+  heap.limits.mark_passed.store(false, std::memory_order_relaxed);
+  heap.limits.mark.store(bytes, std::memory_order_relaxed);
+}
+
+bool PageHeap::MarkPassed() { return heap.limits.mark_passed.load(std::memory_order_relaxed); }
+
+bool PageHeap::TakeMark() {
+  return MarkPassed() && heap.limits.mark_passed.exchange(false, std::memory_order_relaxed);
+}
+
+uint64_t PageHeap::Footprint() {
+  // As for Stats: who holds the lock already reads what it interrupted.
+  LockHolder held(heap.lock);
+  return pages::FootprintBytes();
+}
+
+size_t PageHeap::ReleaseIdle() {
+  uint64_t bytes;
+  {
+    LockHolder held(heap.lock);
+    if (!held) return 0;
+    const uint64_t idle = pages::Bytes(heap.warm.pages());
+    bytes = idle > heap.idle_kept ? idle - heap.idle_kept : 0;
+  }
+  return bytes == 0 ? 0 : Release(bytes);
+}
+
+}  // namespace pcmalloc

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/pages/release_policy.h"
+
+#include <random>
+
+#include "gtest/gtest.h"
+
+namespace pcmalloc {
+namespace {
+
+TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
+  constexpr uint64_t kLimit = 1000;
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(1000, 0, kLimit), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(1001, 0, kLimit), 501u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(5000, 80000, kLimit), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(20000, 80000, kLimit), 15000u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(SIZE_MAX / 2, 0, SIZE_MAX), 0u);
+}
+
+TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
+  EXPECT_EQ(IdleAges::Share(0), IdleAges::kWhole);
+  EXPECT_EQ(IdleAges::Share(IdleAges::kSteps), 0u);
+  EXPECT_EQ(IdleAges::Share(1000), 0u);
+  EXPECT_NEAR(IdleAges::Share(IdleAges::kSteps / 2), IdleAges::kWhole / 2, 2);
+  for (unsigned age = 0; age < IdleAges::kSteps; ++age) {
+    EXPECT_GT(IdleAges::Share(age), IdleAges::Share(age + 1));
+    EXPECT_LT(IdleAges::Share(age) - IdleAges::Share(age + 1), IdleAges::kWhole / 8);
+  }
+}
+
+TEST(IdleAgesTest, StepsAndOneSleepFitIntoTheDecayTime) {
+  for (uint64_t decay : {100u, 1000u, 10000u, 12345u}) {
+    EXPECT_LE(IdleAges::StepMs(decay) * IdleAges::kSteps + IdleAges::SleepMs(decay), decay);
+    EXPECT_GE(IdleAges::StepMs(decay) * IdleAges::kSteps, decay / 2);
+  }
+  EXPECT_EQ(IdleAges::StepMs(1), 1u);
+}
+
+TEST(IdleAgesTest, WhatBecameIdleAtOnceFollowsTheCurve) {
+  constexpr uint64_t kPages = 100000;
+  IdleAges ages;
+  uint64_t idle = 0;
+  EXPECT_EQ(ages.Advance(1, 0, idle), 0u);
+  idle = kPages;
+  EXPECT_EQ(ages.Advance(1, 0, idle), 0u);
+  for (unsigned age = 1; age <= IdleAges::kSteps; ++age) {
+    EXPECT_TRUE(ages.Pending(idle));
+    idle -= ages.Advance(1, idle, idle);
+    EXPECT_NEAR(idle, kPages * IdleAges::Share(age) / IdleAges::kWhole, age);
+  }
+  EXPECT_EQ(idle, 0u);
+  EXPECT_FALSE(ages.Pending(idle));
+}
+
+TEST(IdleAgesTest, LateCallsCatchUp) {
+  IdleAges one, other;
+  EXPECT_EQ(one.Advance(1, 0, 5000), 0u);
+  EXPECT_EQ(other.Advance(1, 0, 5000), 0u);
+  uint64_t idle = 5000;
+  for (int i = 0; i < 5; ++i) idle -= one.Advance(1, idle, idle);
+  EXPECT_NEAR(other.Advance(5, 5000, 5000), 5000 - idle, 5);
+  EXPECT_EQ(one.Advance(1000000, idle, idle), idle);
+}
+
+TEST(IdleAgesTest, MemoryThatIsUsedAgainAndAgainStays) {
+  IdleAges ages;
+  for (int i = 0; i < 100; ++i) {
+    // All of it was in use at some time since the last step.
+    EXPECT_EQ(ages.Advance(1, 0, 1000), 0u) << i;
+  }
+  // Now half of it never is. The young half is what stays.
+  uint64_t idle = 1000;
+  for (int i = 0; i < 100; ++i) {
+    idle -= ages.Advance(1, idle - 500, idle);
+    EXPECT_GE(idle, 500u);
+    idle = idle < 1000 ? idle : 1000;
+  }
+  EXPECT_EQ(idle, 500u);
+}
+
+TEST(IdleAgesTest, WhatCannotGoIsAskedForAgainOnceInAWhile) {
+  IdleAges ages;
+  ages.Advance(1, 0, 1000);
+  int asked = 0;
+  for (int i = 0; i < 10 * static_cast<int>(IdleAges::kSteps); ++i) {
+    const uint64_t due = ages.Advance(1, 1000, 1000);
+    if (due == 0) continue;
+    ++asked;
+    ages.Left(due);
+  }
+  // Once each step of the curve, then once each time around.
+  EXPECT_GE(asked, 16 + 8);
+  EXPECT_LE(asked, 16 + 12);
+  EXPECT_FALSE(ages.Pending(1000));
+  EXPECT_TRUE(ages.Pending(1001));
+}
+
+TEST(IdleAgesTest, NeverAsksForMoreThanThereIs) {
+  std::mt19937_64 random(3);
+  IdleAges ages;
+  uint64_t idle = 0;
+  for (int i = 0; i < 200000; ++i) {
+    const uint64_t least = idle == 0 ? 0 : random() % (idle + 1);
+    idle = least + random() % 10000;
+    const uint64_t due = ages.Advance(random() % 20, least, idle);
+    ASSERT_LE(due, least);  // and nothing that was not idle all the time
+    const uint64_t gone = random() % 4 == 0 ? due / 2 : due;
+    if (gone < due) ages.Left(due - gone);
+    idle -= gone;
+  }
+}
+
+}  // namespace
+}  // namespace pcmalloc

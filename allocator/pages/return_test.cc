@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Idle memory goes back: by age under a clock that the test turns, by slow paths and the real one,
+// at once where that is asked for; and nobody waits for it. Every test in a child of its own.
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "allocator/config/config.h"
+#include "allocator/os/clock.h"
+#include "allocator/os/memory.h"
+#include "allocator/pages/release_policy.h"
+#include "allocator/pages/test_util.h"
+#include "gtest/gtest.h"
+
+namespace pcmalloc {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20;
+constexpr size_t kPagesPerMiB = kMiB >> kPageShift;
+
+// Idle memory within the bound on its amount, so that age alone decides.
+void LetIdle(size_t mib) {
+  std::vector<Span*> spans;
+  for (size_t i = 0; i < mib * kPagesPerMiB / 8; ++i) spans.push_back(TakeOrNull(8));
+  for (Span* span : spans) memset(Begin(span), 1, span->bytes());
+  for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+}
+
+TEST(ReturnTest, IdleMemoryDecaysAlongTheCurve) {
+  InChild([] {
+    ParseConfig("decay:10s");
+    uint64_t now = 1'000'000'000;  // not the time of the slow paths
+    const uint64_t step = IdleAges::StepMs(10000);
+    Span* last = TakeOrNull(1);
+    PageHeap::Release(SIZE_MAX);
+    EXPECT_EQ(PageHeap::Decay(now), IdleAges::SleepMs(10000));
+    LetIdle(12);
+    now += step;
+    const uint64_t wait = PageHeap::Decay(now);
+    EXPECT_GT(wait, 1u);
+    EXPECT_LE(wait, step);
+    EXPECT_EQ(PageHeap::Decay(now + 1), wait - 1);
+    uint64_t idle = PageHeap::Stats().free_bytes;
+    ASSERT_GE(idle, 12 * kMiB);
+    const uint64_t all = idle;
+    for (unsigned age = 1; age <= IdleAges::kSteps; ++age) {
+      now += step;
+      PageHeap::Decay(now);
+      const uint64_t expected = all * IdleAges::Share(age) / IdleAges::kWhole;
+      idle = PageHeap::Stats().free_bytes;
+      EXPECT_LE(idle, expected + 64 * 1024) << age;
+      EXPECT_GE(idle + 256 * 1024, expected) << age;
+      CheckPageHeap();
+    }
+    EXPECT_LE(idle, 64u * 1024);
+    EXPECT_EQ(PageHeap::Decay(now), IdleAges::SleepMs(10000));
+    PageHeap::Give(last);
+  });
+}
+
+TEST(ReturnTest, MemoryInUseAgainDoesNotDecay) {
+  InChild([] {
+    ParseConfig("decay:10s");
+    uint64_t now = 1'000'000'000;
+    const uint64_t step = IdleAges::StepMs(10000);
+    PageHeap::Decay(now);
+    for (int i = 0; i < 100; ++i) {
+      LetIdle(10);
+      PageHeap::Decay(now += step);
+    }
+    EXPECT_EQ(PageHeap::Stats().releases, 0u);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 10 * kMiB);
+  });
+}
+
+TEST(ReturnTest, NeverAndAtOnce) {
+  InChild([] {
+    ParseConfig("decay:never");
+    LetIdle(10);
+    EXPECT_EQ(PageHeap::Decay(1'000'000'000), UINT64_MAX);
+    EXPECT_EQ(PageHeap::Decay(2'000'000'000), UINT64_MAX);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 10 * kMiB);
+    EXPECT_GE(PageHeap::Release(SIZE_MAX), 10 * kMiB);
+  });
+  InChild([] {
+    ParseConfig("decay:0");
+    LetIdle(10);
+    EXPECT_EQ(PageHeap::Stats().free_bytes, 0u);
+    EXPECT_GE(PageHeap::Stats().releases, 10 * kPagesPerMiB / 8);
+    CheckPageHeap();
+  });
+}
+
+TEST(ReturnTest, WhatTheProgramWantsToKeepStays) {
+  InChild([] {
+    ParseConfig("decay:1s");
+    PageHeap::SetIdleLimit(8 * kMiB);
+    uint64_t now = 1'000'000'000;
+    PageHeap::Decay(now);
+    LetIdle(8);
+    for (int i = 0; i < 100; ++i) PageHeap::Decay(now += 100);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 7 * kMiB);
+    EXPECT_LE(PageHeap::Stats().free_bytes, 8 * kMiB);
+  });
+}
+
+// The page heap's own slow paths are enough, without a thread that calls Decay.
+TEST(ReturnTest, SlowPathsDoItInTime) {
+  InChild([] {
+    ParseConfig("decay:400ms");
+    LetIdle(12);
+    Span* span = TakeOrNull(1);
+    const uint64_t begin = os::CoarseMilliseconds();
+    // 400 ms, an interval between two visits, and the coarseness of the clock.
+    while (os::CoarseMilliseconds() < begin + 400 + 50) {
+      usleep(20000);
+      ASSERT_EQ(PageHeap::Resize(span, span->pages == 1 ? 2 : 1), PageResult::kOk);
+    }
+    EXPECT_LE(PageHeap::Stats().free_bytes, 256u * 1024);
+    EXPECT_GE(PageHeap::Stats().releases, 4u);
+    LetIdle(12);
+    usleep(500000);
+    for (int i = 0; i < 3; ++i) {
+      PageHeap::Tick();
+      usleep(450000);
+    }
+    EXPECT_LE(PageHeap::Stats().free_bytes, 256u * 1024);
+    CheckPageHeap();
+  });
+}
+
+TEST(ReturnTest, LockedMemoryIsAskedForRarely) {
+  InChild([] {
+    ParseConfig("decay:1s");
+    uint64_t now = 1'000'000'000;
+    PageHeap::Decay(now);
+    std::vector<Span*> spans;
+    for (int i = 0; i < 8; ++i) {
+      Span* span = TakeOrNull(kPagesPerMiB);
+      memset(Begin(span), 1, span->bytes());
+      ASSERT_EQ(mlock(Begin(span), span->bytes()), 0);
+      spans.push_back(span);
+    }
+    for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    const uint64_t idle = PageHeap::Stats().free_bytes;
+    for (int i = 0; i < 100; ++i) PageHeap::Decay(now += 50);
+    EXPECT_EQ(PageHeap::Stats().free_bytes, idle);
+    CheckPageHeap();
+    ASSERT_EQ(munlockall(), 0);
+    for (int i = 0; i < 200; ++i) PageHeap::Decay(now += 50);
+    EXPECT_LE(PageHeap::Stats().free_bytes, 64u * 1024);
+    CheckPageHeap();
+  });
+}
+
+// Memory that another thread is returning at the moment must not be missed: a heap that is used up
+// but for that memory serves every request.
+TEST(ReturnTest, TakesDuringAReturnFindTheMemory) {
+  InChild([] {
+    Span* everything = TakeOrNull(64 * kPagesPerMiB);
+    ASSERT_NE(everything, nullptr);
+    ASSERT_EQ(PageHeap::Give(everything), PageResult::kOk);
+    const size_t pages = PageHeap::Stats().committed_bytes / 2 >> kPageShift;
+    std::atomic<bool> stop{false};
+    std::thread returner([&stop] {
+      while (!stop) PageHeap::Release(SIZE_MAX);
+    });
+    rlimit limit = {};
+    ASSERT_EQ(getrlimit(RLIMIT_DATA, &limit), 0);
+    limit.rlim_cur = 1;  // nothing more becomes writable
+    ASSERT_EQ(setrlimit(RLIMIT_DATA, &limit), 0);
+    int refused = 0;
+    for (int i = 0; i < 3000; ++i) {
+      Span* span = TakeOrNull(pages);
+      if (span == nullptr) {
+        ++refused;
+        continue;
+      }
+      memset(Begin(span), 1, kMiB);
+      PageHeap::Give(span);
+    }
+    stop = true;
+    returner.join();
+    EXPECT_EQ(refused, 0);
+    CheckPageHeap();
+  });
+}
+
+TEST(ReturnTest, ForkDuringReturns) {
+  InChild([] {
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back([&stop] {
+        while (!stop) {
+          Span* span = TakeOrNull(3 * kPagesPerMiB);
+          if (span == nullptr) continue;
+          memset(Begin(span), 1, 64 * 1024);
+          PageHeap::Give(span);
+          PageHeap::Release(kMiB);
+        }
+      });
+    }
+    for (int i = 0; i < 50; ++i) {
+      ASSERT_TRUE(PageHeap::LockForFork());
+      const pid_t child = fork();
+      PageHeap::UnlockAfterFork(child == 0);
+      ASSERT_GE(child, 0);
+      if (child == 0) {
+        alarm(20);
+        CheckPageHeap();
+        PageHeap::Release(SIZE_MAX);
+        CheckPageHeap();
+        const PageStats stats = PageHeap::Stats();
+        _exit(::testing::Test::HasFailure() ? 1 : stats.free_bytes == 0 ? 0 : 2);
+      }
+      int status;
+      ASSERT_EQ(waitpid(child, &status, 0), child);
+      ASSERT_EQ(status, 0);
+    }
+    stop = true;
+    for (std::thread& thread : threads) thread.join();
+  });
+}
+
+// Returning a gigabyte takes the kernel some 100 ms; who takes and gives meanwhile must not wait.
+TEST(ReturnTest, NobodyWaitsForTheKernel) {
+  InChild([] {
+    ParseConfig("decay:never");
+    PageHeap::SetIdleLimit(SIZE_MAX);
+    constexpr size_t kAll = 512;
+    Span* big = TakeOrNull(kAll * kPagesPerMiB);
+    ASSERT_NE(big, nullptr);
+    memset(Begin(big), 1, big->bytes());
+    ASSERT_EQ(PageHeap::Give(big), PageResult::kOk);
+    std::atomic<uint64_t> took_us{0};
+    std::thread returner([&took_us] {
+      timespec begin, end;
+      clock_gettime(CLOCK_MONOTONIC, &begin);
+      EXPECT_GE(PageHeap::Release(SIZE_MAX), kAll * kMiB);
+      clock_gettime(CLOCK_MONOTONIC, &end);
+      took_us = (end.tv_sec - begin.tv_sec) * 1000000 + (end.tv_nsec - begin.tv_nsec) / 1000 + 1;
+    });
+    uint64_t operations = 0;
+    while (took_us == 0) {
+      Span* span = TakeOrNull(1);
+      PageHeap::Give(span);
+      ++operations;
+    }
+    returner.join();
+    // With the lock held throughout it would be a handful.
+    EXPECT_GE(operations, 200u) << took_us << " us";
+    CheckPageHeap();
+  });
+}
+
+}  // namespace
+}  // namespace pcmalloc

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/release/limits.h"
+
+#include <atomic>
+
+#include "allocator/base/syscall.h"
+#include "allocator/base/text.h"
+#include "allocator/central/transfer_cache.h"
+#include "allocator/config/config.h"
+#include "allocator/front/budget.h"
+#include "allocator/front/front.h"
+#include "allocator/os/clock.h"
+#include "allocator/pages/page_heap.h"
+#include "percpu/slabs.h"
+
+namespace pcmalloc::release {
+namespace {
+
+// A process smaller than this is not worth reading files for.
+constexpr uint64_t kWorthReading = uint64_t{64} << 20;
+
+constexpr uint64_t kCgroupEveryMs = 10'000;
+constexpr uint64_t kPressureEveryMs = 1'000;
+
+// Hundredths of a percent of the last ten seconds.
+constexpr int kPressureBegins = 500;
+constexpr int kPressureEnds = 100;
+
+// Below, a CPU's cache would hardly save a trip to the layers below.
+constexpr uint64_t kLeastBudget = uint64_t{64} << 10;
+
+using Bytes = std::atomic<uint64_t>;
+constinit Bytes soft{kNoLimit};
+constinit Bytes hard{kNoLimit};
+constinit Bytes percpu_cache{front::kBudgetBytes};
+constinit Bytes cgroup_limit{kNoLimit};
+constinit std::atomic<bool> pressed{false};
+constinit Bytes read_at{0};  // the footprint at which the files were read last
+constinit std::atomic<uint64_t> relieves{0};
+constinit std::atomic<uint64_t> pressure_rounds{0};
+
+// Of the background thread alone.
+constinit uint64_t next_cgroup_ms = 0;
+constinit uint64_t next_pressure_ms = 0;
+constinit char pressure_file[kPathBytes] = "";
+
+constinit char files_root[kPathBytes] = "";
+
+uint64_t Least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+uint64_t LimitInForce() {
+  const uint64_t cgroup = cgroup_limit.load(std::memory_order_relaxed);
+  return Least(soft.load(std::memory_order_relaxed),
+               cgroup == kNoLimit ? kNoLimit : cgroup / 10 * 9);
+}
+
+// CPUs that the calling thread may use: a hint for dividing memory among them.
+unsigned CpuCount() {
+  uint64_t mask[128] = {};  // 8192 CPUs
+  const long bytes = RawSyscall(SYS_sched_getaffinity, 0, sizeof(mask), mask);
+  unsigned cpus = 0;
+  for (long i = 0; i < bytes / 8; ++i) cpus += static_cast<unsigned>(__builtin_popcountll(mask[i]));
+  return cpus == 0 ? 1 : cpus;
+}
+
+uint64_t BudgetInForce() {
+  uint64_t budget = percpu_cache.load(std::memory_order_relaxed);
+  const uint64_t limit = Least(LimitInForce(), hard.load(std::memory_order_relaxed));
+  if (limit != kNoLimit) {
+    const uint64_t share = limit / 8 / CpuCount();
+    budget = Least(budget, share < kLeastBudget ? kLeastBudget : share);
+  }
+  if (pressed.load(std::memory_order_relaxed)) budget /= 4;
+  return budget;
+}
+
+// Where the heap's growth is looked at next.
+void SetMark(uint64_t footprint) {
+  const uint64_t limit = LimitInForce();
+  const uint64_t step = footprint / 16 < (1 << 20) ? 1 << 20 : footprint / 16;
+  const uint64_t beyond = footprint > limit ? footprint + step : limit;
+  const uint64_t reading = read_at.load(std::memory_order_relaxed);
+  const uint64_t files = reading == 0 ? kWorthReading : reading * 2;
+  PageHeap::SetMark(GetConfig().cgroup ? Least(beyond, files) : beyond);
+}
+
+// Objects that caches hold beyond the present budget go down, everything free goes out.
+void Relieve() {
+  relieves.fetch_add(1, std::memory_order_relaxed);
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
+    const int index = static_cast<int>(i);
+    if (front::BudgetUsed(index) > front::Budget()) {
+      front::ShrinkIndex(index);
+    } else if (percpu::ActivityOf(index).holds_items) {
+      front::DrainIndex(index);
+    }
+  }
+  central::Trim();
+  PageHeap::Release(SIZE_MAX);
+}
+
+void Apply() {
+  const uint64_t budget = BudgetInForce();
+  const bool lowered = budget < front::Budget();
+  front::SetBudget(budget);
+  const uint64_t limit = pressed.load(std::memory_order_relaxed) ? 0 : LimitInForce();
+  const uint64_t most = hard.load(std::memory_order_relaxed);
+  PageHeap::SetLimits(limit, most);
+  const uint64_t footprint = PageHeap::Footprint();
+  const bool too_much = footprint > limit || footprint > most;
+  if (too_much) Relieve();
+  SetMark(PageHeap::Footprint());
+  for (unsigned i = 0; lowered && !too_much && i < percpu::HighestUsed(); ++i) {
+    const int index = static_cast<int>(i);
+    if (front::BudgetUsed(index) > budget) front::ShrinkIndex(index);
+  }
+}
+
+// Returns whether the limit is another than before.
+bool ReadFiles(uint64_t footprint, Cgroup* cgroup) {
+  read_at.store(footprint < kWorthReading ? kWorthReading : footprint, std::memory_order_relaxed);
+  if (!ReadCgroup(files_root, cgroup)) return false;
+  const uint64_t before = cgroup_limit.exchange(cgroup->limit_bytes, std::memory_order_relaxed);
+  return before != cgroup->limit_bytes;
+}
+
+}  // namespace
+
+void ConfigureLimits() {
+  const Config& config = GetConfig();
+  soft.store(config.limit_soft == 0 ? kNoLimit : config.limit_soft, std::memory_order_relaxed);
+  hard.store(config.limit_hard == 0 ? kNoLimit : config.limit_hard, std::memory_order_relaxed);
+  percpu_cache.store(config.percpu_cache, std::memory_order_relaxed);
+  // Nothing is held yet that would have to go: no need to ask who uses what.
+  front::SetBudget(BudgetInForce());
+  PageHeap::SetLimits(LimitInForce(), hard.load(std::memory_order_relaxed));
+  SetMark(0);
+}
+
+void SetSoftLimit(uint64_t bytes) {
+  soft.store(bytes, std::memory_order_relaxed);
+  Apply();
+}
+
+void SetHardLimit(uint64_t bytes) {
+  hard.store(bytes, std::memory_order_relaxed);
+  Apply();
+}
+
+void SetPercpuCache(uint64_t bytes) {
+  percpu_cache.store(bytes, std::memory_order_relaxed);
+  Apply();
+}
+
+uint64_t SoftLimit() { return soft.load(std::memory_order_relaxed); }
+uint64_t HardLimit() { return hard.load(std::memory_order_relaxed); }
+
+void OnGrowth() {
+  const uint64_t footprint = PageHeap::Footprint();
+  const uint64_t reading = read_at.load(std::memory_order_relaxed);
+  if (GetConfig().cgroup && footprint >= (reading == 0 ? kWorthReading : reading * 2)) {
+    Cgroup cgroup;
+    if (ReadFiles(footprint, &cgroup)) {
+      Apply();
+      return;
+    }
+  }
+  if (footprint > LimitInForce()) Relieve();
+  SetMark(PageHeap::Footprint());
+}
+
+void WatchMachine(uint64_t now_ms) {
+  if (!GetConfig().cgroup) return;
+  bool changed = false;
+  if (now_ms >= next_cgroup_ms) {
+    next_cgroup_ms = now_ms + kCgroupEveryMs;
+    Cgroup cgroup;
+    changed = ReadFiles(PageHeap::Footprint(), &cgroup);
+    TextBuffer(pressure_file, sizeof(pressure_file)).Str(cgroup.pressure);
+  }
+  if (now_ms >= next_pressure_ms) {
+    next_pressure_ms = now_ms + kPressureEveryMs;
+    const int stalled = ReadPressure(pressure_file);
+    const bool was = UnderPressure();
+    const bool is = stalled >= (was ? kPressureEnds : kPressureBegins);
+    pressed.store(is, std::memory_order_relaxed);
+    changed |= is != was;
+    if (is) {
+      pressure_rounds.fetch_add(1, std::memory_order_relaxed);
+      if (!changed) Relieve();
+    }
+  }
+  if (changed) Apply();
+}
+
+bool UnderPressure() { return pressed.load(std::memory_order_relaxed); }
+
+void SetFilesRoot(const char* root) { TextBuffer(files_root, sizeof(files_root)).Str(root); }
+
+LimitStats ReadLimitStats() {
+  return {LimitInForce(),
+          hard.load(std::memory_order_relaxed),
+          cgroup_limit.load(std::memory_order_relaxed),
+          front::Budget(),
+          relieves.load(std::memory_order_relaxed),
+          pressure_rounds.load(std::memory_order_relaxed)};
+}
+
+}  // namespace pcmalloc::release

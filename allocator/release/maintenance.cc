@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/release/maintenance.h"
+
+#include <string.h>
+
+#include <atomic>
+
+#include "allocator/central/transfer_cache.h"
+#include "allocator/config/config.h"
+#include "allocator/front/front.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/release/limits.h"
+#include "allocator/sizes/size_classes.h"
+#include "percpu/slabs.h"
+
+namespace pcmalloc::release {
+namespace {
+
+// Looks in a row that must find the same before it counts as idle.
+constexpr uint8_t kIdleLooks = 2;
+
+constexpr uint64_t kLeastWaitMs = 10;
+
+// Of something that is drained when it does not change.
+struct Watched {
+  uint64_t state;
+  uint8_t looks;  // that found `state`; kGivenUp: draining it changed nothing
+  static constexpr uint8_t kGivenUp = 0xff;
+
+  // Whether it is time to drain it. `pending` becomes true if it will be, unless it changes.
+  bool Look(uint64_t now, bool holds, bool* changed, bool* pending) {
+    if (now != state) {
+      *this = {now, 0};
+      *changed = true;
+    } else if (looks < kIdleLooks) {
+      ++looks;
+    }
+    if (!holds || looks == kGivenUp) return false;
+    *pending = true;
+    return looks == kIdleLooks;
+  }
+  void Drained(uint64_t now) { *this = {now, now == state ? kGivenUp : uint8_t{0}}; }
+};
+
+constinit Watched slabs[percpu::kMaxCpus] = {};
+constinit Watched transfers[kNumClasses] = {};
+
+struct Rest {
+  uint64_t heap;      // the page heap's figures in one number
+  uint64_t since_ms;  // when something last changed
+  bool returned;      // all that was free since then
+};
+constinit Rest rest = {};
+constinit uint64_t next_look_ms = 0;
+
+struct Counters {
+  std::atomic<uint64_t> rounds{0};
+  std::atomic<uint64_t> idle_drains{0};
+  std::atomic<uint64_t> idle_trims{0};
+  std::atomic<uint64_t> idle_returns{0};
+};
+constinit Counters counters;
+
+void Count(std::atomic<uint64_t>& counter) { counter.fetch_add(1, std::memory_order_relaxed); }
+
+void LookAtSlabs(bool* changed, bool* pending) {
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
+    const int index = static_cast<int>(i);
+    const percpu::Activity now = percpu::ActivityOf(index);
+    if (!slabs[i].Look(now.state, now.holds_items, changed, pending)) continue;
+    if (front::DrainIndex(index) > 0) {
+      Count(counters.idle_drains);
+      *changed = true;
+    }
+    slabs[i].Drained(percpu::ActivityOf(index).state);
+  }
+}
+
+void LookAtTransferCaches(bool* changed, bool* pending) {
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    const uint64_t now = central::ClassStats(c).transfer_objects;
+    if (!transfers[c].Look(now, now != 0, changed, pending)) continue;
+    if (central::TrimClass(c) > 0) {
+      Count(counters.idle_trims);
+      *changed = true;
+    }
+    transfers[c].Drained(central::ClassStats(c).transfer_objects);
+  }
+}
+
+uint64_t HeapState() {
+  const PageStats stats = PageHeap::Stats();
+  uint64_t state = 0;
+  for (const uint64_t figure :
+       {stats.small_bytes, stats.large_bytes, stats.committed_bytes, stats.spans}) {
+    state = (state ^ figure) * 0x9e3779b97f4a7c15u;
+  }
+  return state;
+}
+
+// True: nothing is left that could be given back.
+bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
+  Count(counters.rounds);
+  WatchMachine(now_ms);
+  bool changed = false;
+  bool pending = false;
+  LookAtSlabs(&changed, &pending);
+  LookAtTransferCaches(&changed, &pending);
+  const uint64_t heap = HeapState();
+  if (changed || heap != rest.heap || rest.since_ms == 0 || now_ms < rest.since_ms) {
+    rest = {heap, now_ms, false};
+  }
+  // What changed last may have done so right after the look before.
+  if (!pending && !rest.returned && now_ms - rest.since_ms + period >= decay_ms) {
+    if (PageHeap::ReleaseIdle() > 0) Count(counters.idle_returns);
+    rest.heap = HeapState();
+    rest.returned = true;
+  }
+  return !pending && rest.returned && !UnderPressure();
+}
+
+}  // namespace
+
+uint64_t Maintain(uint64_t now_ms) {
+  const uint64_t decay_ms = GetConfig().decay;
+  const uint64_t period = PeriodMs(decay_ms);
+  const uint64_t decay_wait = PageHeap::Decay(now_ms);
+  if (next_look_ms == 0 || now_ms >= next_look_ms || next_look_ms - now_ms > period) {
+    next_look_ms = now_ms + period;
+    if (Look(now_ms, decay_ms, period)) return UINT64_MAX;
+  }
+  const uint64_t wait = next_look_ms - now_ms;
+  return decay_wait >= wait ? wait : decay_wait < kLeastWaitMs ? kLeastWaitMs : decay_wait;
+}
+
+void ForgetMaintenance() {
+  memset(static_cast<void*>(slabs), 0, percpu::HighestUsed() * sizeof(Watched));
+  memset(static_cast<void*>(transfers), 0, sizeof(transfers));
+  rest = {};
+  next_look_ms = 0;
+}
+
+MaintenanceStats ReadMaintenanceStats() {
+  return {counters.rounds.load(std::memory_order_relaxed),
+          counters.idle_drains.load(std::memory_order_relaxed),
+          counters.idle_trims.load(std::memory_order_relaxed),
+          counters.idle_returns.load(std::memory_order_relaxed)};
+}
+
+}  // namespace pcmalloc::release

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: the periodic look at all layers that brings unused memory down and out: slabs of CPUs
+//   where nothing happens, transfer caches that nobody asks, free pages that grow old, and
+//   everything once the whole process rests or the machine is short of memory.
+//
+//      slab unchanged for 2 periods ----> drained --.
+//      transfer cache likewise ---------> trimmed --+--> spans --> page heap --Decay--> kernel
+//      nothing changed for the decay time ---------------------> all of it ----------^
+//      PSI or a limit ----------------------> caches shrink, all of it goes at once --'
+//
+// Invariants: one caller at a time; nothing is allocated; no CPU is stopped unless its slab held
+//   objects and did not change over two periods (or memory is short); a change that is missed (a
+//   section and its opposite between two looks) costs a needless drain, never more.
+// Cost: a KiB read for each CPU in use and one short hold of the page heap's lock a period; drains
+//   and returns as they come.
+#ifndef PCMALLOC_ALLOCATOR_RELEASE_MAINTENANCE_H_
+#define PCMALLOC_ALLOCATOR_RELEASE_MAINTENANCE_H_
+
+#include <stdint.h>
+
+namespace pcmalloc::release {
+
+// A period for a decay time: an eighth of it, between 10 ms and a second.
+constexpr uint64_t PeriodMs(uint64_t decay_ms) {
+  return decay_ms / 8 < 10 ? 10 : decay_ms / 8 > 1000 ? 1000 : decay_ms / 8;
+}
+
+// A look if one is due, and what PageHeap::Decay does. Returns after how many milliseconds the next
+// call makes sense; UINT64_MAX when nothing is left that could be given back, until somebody
+// allocates or frees again.
+uint64_t Maintain(uint64_t now_ms);
+
+// Forgets what was seen: for a new thread, whose predecessor may have been lost in a fork.
+void ForgetMaintenance();
+
+struct MaintenanceStats {
+  uint64_t rounds;        // looks
+  uint64_t idle_drains;   // slabs emptied because nothing happened on them
+  uint64_t idle_trims;    // transfer caches likewise
+  uint64_t idle_returns;  // times everything free was returned because the process rested
+};
+MaintenanceStats ReadMaintenanceStats();
+
+}  // namespace pcmalloc::release
+
+#endif  // PCMALLOC_ALLOCATOR_RELEASE_MAINTENANCE_H_

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Blocks of some hundred KiB: spans of their own that pass through the per-CPU caches.
+#include <malloc.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/support/allocator.h"
+
+namespace pcmalloc::testing {
+namespace {
+
+constexpr size_t kKiB = 1024;
+constexpr size_t kSizes[] = {256 * kKiB + 1, 300 * kKiB,      320 * kKiB,  512 * kKiB,
+                             800 * kKiB,     1024 * kKiB - 1, 1024 * kKiB, 1024 * kKiB + 1};
+
+TEST(Large, BlocksAreApart) {
+  std::vector<char*> blocks;
+  for (int round = 0; round < 3; ++round) {
+    for (size_t size : kSizes) {
+      for (int i = 0; i < 5; ++i) {
+        char* p = static_cast<char*>(malloc(size));
+        ASSERT_NE(p, nullptr);
+        ASSERT_GE(malloc_usable_size(p), size);
+        p[0] = p[size - 1] = static_cast<char>(blocks.size());
+        blocks.push_back(p);
+      }
+    }
+    EXPECT_EQ(std::set<char*>(blocks.begin(), blocks.end()).size(), blocks.size());
+    for (size_t i = 0; i < blocks.size(); ++i) EXPECT_EQ(blocks[i][0], static_cast<char>(i));
+    for (char* p : blocks) free(p);
+    blocks.clear();
+  }
+}
+
+TEST(Large, CallocClearsWhatWasUsed) {
+  for (int round = 0; round < 12; ++round) {
+    for (size_t size : kSizes) {
+      char* p = static_cast<char*>(calloc(1, size));
+      ASSERT_NE(p, nullptr);
+      ASSERT_TRUE(std::all_of(p, p + size, [](char c) { return c == 0; })) << size;
+      // Touched in full, in part, not at all.
+      if (round % 3 == 0) memset(p, 1, size);
+      if (round % 3 == 1) p[size / 2] = 1;
+      free(p);
+    }
+  }
+}
+
+// A block whose length changed is of no class any more, or of another one.
+TEST(Large, ResizedBlocksComeBackWhole) {
+  for (int round = 0; round < 3; ++round) {
+    for (size_t from : kSizes) {
+      for (size_t to : kSizes) {
+        char* p = static_cast<char*>(malloc(from));
+        ASSERT_NE(p, nullptr);
+        const char mark = static_cast<char>(round + 1);
+        memset(p, mark, from);
+        p = static_cast<char*>(realloc(p, to));
+        ASSERT_NE(p, nullptr);
+        ASSERT_TRUE(std::all_of(p, p + std::min(from, to), [=](char c) { return c == mark; }))
+            << from << " " << to;
+        ASSERT_GE(malloc_usable_size(p), to);
+        memset(p, 0, to);
+        free(p);
+      }
+    }
+  }
+}
+
+TEST(Large, AlignedOnesAreAligned) {
+  for (size_t size : kSizes) {
+    for (size_t alignment : {size_t{64}, size_t{4096}, size_t{8192}, size_t{65536}}) {
+      void* p = aligned_alloc(alignment, size);
+      ASSERT_NE(p, nullptr);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % alignment, 0u);
+      free(p);
+    }
+  }
+}
+
+// Made by one thread, freed by another.
+TEST(Large, WanderBetweenThreads) {
+  constexpr int kThreads = 4;
+  static std::atomic<char*> shelf[kThreads];
+  std::atomic<int> broken{0};
+  std::vector<std::thread> threads;
+  for (int id = 0; id < kThreads; ++id) {
+    threads.emplace_back([id, &broken] {
+      for (int i = 0; i < 3000; ++i) {
+        const size_t size = kSizes[static_cast<size_t>(i + id) % std::size(kSizes)];
+        char* p = static_cast<char*>(malloc(size));
+        memcpy(p, &size, sizeof(size));
+        p[size - 1] = 7;
+        char* other = shelf[(id + i) % kThreads].exchange(p);
+        if (other == nullptr) continue;
+        size_t stored;
+        memcpy(&stored, other, sizeof(stored));
+        if (stored > kSizes[std::size(kSizes) - 1] || other[stored - 1] != 7) ++broken;
+        free(other);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (auto& p : shelf) free(p.exchange(nullptr));
+  EXPECT_EQ(broken, 0);
+}
+
+TEST(LargeDeathTest, DoubleFree) {
+  if (!IsPcmalloc()) GTEST_SKIP() << "not pcmalloc";
+  void* volatile p = malloc(512 * kKiB);
+  EXPECT_DEATH(
+      {
+        free(p);
+        free(p);
+      },
+      "free of 0x[0-9a-f]+: the memory is free already");
+  EXPECT_DEATH(
+      {
+        free(p);
+        if (realloc(p, 100) != nullptr) _exit(0);
+      },
+      "realloc of 0x[0-9a-f]+: the memory is free already");
+  EXPECT_DEATH(free(static_cast<char*>(p) + 16), "points into a block");
+  free(p);
+}
+
+}  // namespace
+}  // namespace pcmalloc::testing

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Limits that the program, or whoever runs it, sets.
+#include <errno.h>
+#include <string.h>
+
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/release/extension.h"
+#include "tests/support/process.h"
+
+namespace pcmalloc::testing {
+namespace {
+
+::testing::AssertionResult RunWith(const char* scenario, const std::string& keys) {
+  FreshProcess options;
+  options.environment = {Conf(keys)};
+  return InFreshProcess(scenario, options);
+}
+
+// Blocks in a list through themselves; written, so that they are resident.
+struct Blocks {
+  void* head = nullptr;
+  size_t bytes = 0;
+  bool Take(size_t size) {
+    void* p = malloc(size);
+    if (p == nullptr) return false;
+    memset(p, 1, size);
+    *static_cast<void**>(p) = head;
+    head = p;
+    bytes += size;
+    return true;
+  }
+  void Free(size_t size) {
+    void* p = head;
+    head = *static_cast<void**>(p);
+    bytes -= size;
+    free(p);
+  }
+  void FreeAll(size_t size) {
+    while (head != nullptr) Free(size);
+  }
+};
+
+constexpr size_t kHard = 64 * kMiB;
+
+PCM_SCENARIO(HardLimit) {
+  EXPECT_EQ(Ask("pcmalloc_hard_limit"), kHard);
+  for (size_t size : {size_t{100}, size_t{3000}, size_t{100'000}, size_t{2'000'000}}) {
+    SCOPED_TRACE(size);
+    Blocks blocks;
+    for (int round = 0; round < 3; ++round) {
+      errno = 0;
+      while (blocks.bytes < 2 * kHard && blocks.Take(size)) {
+      }
+      EXPECT_EQ(errno, ENOMEM);
+      EXPECT_LE(Footprint(), kHard);
+      EXPECT_LE(Measure().resident, kHard + 16 * kMiB);
+      // What can be had is most of it.
+      EXPECT_GE(blocks.bytes, kHard / 4 * 3);
+      errno = 0;
+      EXPECT_EQ(Escape(calloc(1, kHard / 2)), nullptr);
+      EXPECT_EQ(errno, ENOMEM);
+      // Everything works again as soon as there is room.
+      for (size_t freed = 0; freed < kHard / 2; freed += size) blocks.Free(size);
+    }
+    blocks.FreeAll(size);
+    void* p = malloc(kHard / 4 * 3);
+    EXPECT_NE(p, nullptr) << "memory of small blocks does not come back";
+    memset(p, 1, kHard / 4 * 3);
+    EXPECT_LE(Footprint(), kHard);
+    free(p);
+  }
+  EXPECT_EQ(Escape(malloc(kHard)), nullptr);
+  void* p = malloc(kMiB);
+  void* grown = realloc(p, 2 * kHard);
+  EXPECT_EQ(grown, nullptr);
+  EXPECT_EQ(errno, ENOMEM);
+  grown = realloc(p, 20 * kMiB);
+  ASSERT_NE(grown, nullptr);
+  free(grown);
+}
+TEST(Limit, HardOneIsENOMEM) {
+  EXPECT_TRUE(RunWith("HardLimit", "limit_hard:64M"));
+  EXPECT_TRUE(RunWith("HardLimit", "limit_hard:64M,background_thread:off,cgroup:false"));
+}
+
+PCM_SCENARIO(HardLimitInThreads) {
+  std::vector<std::thread> threads;
+  std::atomic<int> refused{0};
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&refused, i] {
+      for (int round = 0; round < 20; ++round) {
+        Blocks blocks;
+        const size_t size = static_cast<size_t>(500 + 3000 * i);
+        while (blocks.bytes < kHard && blocks.Take(size)) {
+        }
+        refused += blocks.bytes < kHard;
+        blocks.FreeAll(size);
+      }
+    });
+  }
+  bool within = true;
+  for (int i = 0; i < 100; ++i) {
+    within = within && Footprint() <= kHard;
+    SleepMs(5);
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(within);
+  EXPECT_GT(refused, 0);
+  EXPECT_TRUE(Burst(kHard / 2, 1000));
+}
+TEST(Limit, HardOneHoldsForAllThreadsTogether) {
+  EXPECT_TRUE(RunWith("HardLimitInThreads", "limit_hard:64M"));
+}
+
+PCM_SCENARIO(SoftLimit) {
+  // Below what free memory may otherwise stay.
+  constexpr size_t kSoft = 8 * kMiB;
+  EXPECT_EQ(Ask("pcmalloc_soft_limit"), kSoft);
+  const size_t at_start = Measure().resident;
+  for (size_t size : {size_t{200}, size_t{5000}, size_t{1'000'000}}) {
+    SCOPED_TRACE(size);
+    Blocks blocks;
+    // It refuses nothing...
+    while (blocks.bytes < 8 * kSoft) ASSERT_TRUE(blocks.Take(size));
+    EXPECT_GE(Footprint(), 8 * kSoft);
+    // ... but nothing idle stays above it, without anybody's help.
+    blocks.FreeAll(size);
+    EXPECT_LE(Footprint(), kSoft + kMiB);
+    EXPECT_LE(Measure().resident, at_start + kSoft + 4 * kMiB);
+  }
+  EXPECT_GE(Statistic("limit_relieves"), 1);
+}
+TEST(Limit, NothingIdleStaysAboveTheSoftOne) {
+  EXPECT_TRUE(RunWith("SoftLimit", "limit_soft:8M,decay:never"));
+}
+
+PCM_SCENARIO(Setters) {
+  EXPECT_EQ(Ask("pcmalloc_soft_limit"), SIZE_MAX);
+  EXPECT_EQ(Ask("pcmalloc_hard_limit"), SIZE_MAX);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 3 * kMiB);
+  ASSERT_TRUE(Burst(100 * kMiB, 5000));
+  const size_t before = Footprint();
+  EXPECT_GE(before, 10 * kMiB);
+  // Takes effect at once on what is idle.
+  Tell("pcmalloc_set_soft_limit", kMiB);
+  EXPECT_EQ(Ask("pcmalloc_soft_limit"), kMiB);
+  EXPECT_LE(Footprint(), before / 2);
+  EXPECT_LE(Footprint(), 5 * kMiB);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 64u << 10);
+  Tell("pcmalloc_set_soft_limit", SIZE_MAX);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 3 * kMiB);
+  Tell("pcmalloc_set_hard_limit", 8 * kMiB);
+  EXPECT_FALSE(Burst(20 * kMiB, 1000));
+  Tell("pcmalloc_set_hard_limit", SIZE_MAX);
+  EXPECT_TRUE(Burst(20 * kMiB, 1000));
+  // A limit below what is in use takes nothing away.
+  void* p = malloc(10 * kMiB);
+  memset(p, 5, 10 * kMiB);
+  Tell("pcmalloc_set_hard_limit", kMiB);
+  EXPECT_EQ(Escape(malloc(kMiB)), nullptr);
+  EXPECT_EQ(static_cast<char*>(p)[9 * kMiB], 5);
+  free(p);
+}
+TEST(Limit, CanBeSetWhileRunning) { EXPECT_TRUE(RunWith("Setters", "cgroup:false,decay:never")); }
+
+PCM_SCENARIO(PercpuCache) {
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 512u << 10);
+  Burst(64 * kMiB, 3000);
+  const int64_t cpus = Statistic("slabs");
+  EXPECT_LE(Statistic("slab_held_bytes"), cpus * 512 << 10);
+  Tell("pcmalloc_set_percpu_cache", 2 * kMiB);
+  Burst(64 * kMiB, 3000);
+  EXPECT_GT(Statistic("capacity_bytes"), 600 << 10);
+  Tell("pcmalloc_set_percpu_cache", 64 << 10);
+  // At once, not only with the next misses.
+  EXPECT_LE(Statistic("slab_held_bytes"), cpus * 64 << 10);
+  EXPECT_LE(Statistic("capacity_bytes"), cpus * 64 << 10);
+  EXPECT_TRUE(Burst(kMiB, 3000));
+}
+TEST(Limit, OfACpusCache) { EXPECT_TRUE(RunWith("PercpuCache", "percpu_cache:512K")); }
+
+}  // namespace
+}  // namespace pcmalloc::testing
