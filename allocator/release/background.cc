@@ -16,14 +16,9 @@
 #include "allocator/release/maintenance.h"
 #include "allocator/release/surroundings.h"
 
-// Weak: a program that is linked statically without threads has none of these, and an older C
-// library has them in a library of its own, which need not be there.
 extern "C" {
+// Weak: a program that is linked statically and has no threads need not get the code for them.
 extern __typeof(pthread_create) pthread_create __attribute__((weak));
-extern __typeof(pthread_attr_init) pthread_attr_init __attribute__((weak));
-extern __typeof(pthread_attr_destroy) pthread_attr_destroy __attribute__((weak));
-extern __typeof(pthread_attr_setdetachstate) pthread_attr_setdetachstate __attribute__((weak));
-extern __typeof(pthread_attr_setstacksize) pthread_attr_setstacksize __attribute__((weak));
 // glibc from 2.32 on: false from the first pthread_create on, and for good.
 extern char __libc_single_threaded __attribute__((weak));
 const char* gnu_get_libc_version() __attribute__((weak));
@@ -230,9 +225,7 @@ void WatchForThreads() {
     SwitchOff("off: decay:never leaves it nothing to do");
     return;
   }
-  if (pthread_create == nullptr || pthread_attr_init == nullptr ||
-      pthread_attr_destroy == nullptr || pthread_attr_setdetachstate == nullptr ||
-      pthread_attr_setstacksize == nullptr) {
+  if (pthread_create == nullptr) {
     SwitchOff("off: the program is linked without threads");
     return;
   }
