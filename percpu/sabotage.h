@@ -33,6 +33,12 @@ inline constexpr bool kSabotageLegacyForced = true;
 inline constexpr bool kSabotageLegacyForced = false;
 #endif
 
+#ifdef PCMALLOC_SABOTAGE_LEGACY_UNPROVED  // no proof that the kernel rewrites is asked for
+inline constexpr bool kSabotageLegacyUnproved = true;
+#else
+inline constexpr bool kSabotageLegacyUnproved = false;
+#endif
+
 // PCMALLOC_SABOTAGE_STALE_INDEX and PCMALLOC_SABOTAGE_TWO_COMMITS change instructions; they are
 // asked for in ops_x86_64.h.
 

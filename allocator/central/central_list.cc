@@ -114,6 +114,13 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
     for (uint32_t word = 0; word * 64 < span->objects && taken < n; ++word) {
       uint64_t bits = span->free_bits[word];
       const uintptr_t base = span->start + size_t{word} * 64 * size;
+      if (bits == ~uint64_t{0} && n - taken >= 64) {
+        // A fresh span, or one that has come back in order.
+        void** const last = out + (n - taken) - 1;
+        for (uint32_t k = 0; k < 64; ++k) *(last - k) = reinterpret_cast<void*>(base + k * size);
+        taken += 64;
+        bits = 0;
+      }
       while (bits != 0 && taken < n) {
         const unsigned bit = static_cast<unsigned>(absl::countr_zero(bits));
         out[n - ++taken] = reinterpret_cast<void*>(base + size_t{bit} * size);
@@ -161,29 +168,60 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
     if (!held) return 0;
     Span* span = nullptr;
     uint32_t begin = 0;  // of the run of objects of one span
+    // The word of bits being changed stays in a register: neighbours come one after the other, and
+    // each would wait for the store of the one before.
+    uint32_t word_index = 0;
+    uint64_t word = 0;
     for (uint32_t i = 0; i < n; ++i) {
       void* p = in[i];
-      const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+      uintptr_t address = reinterpret_cast<uintptr_t>(p);
       if (span == nullptr || address - span->start >= span->bytes()) {
-        if (span != nullptr) Settle(span, i - begin, &emptied);
+        if (span != nullptr) {
+          span->free_bits[word_index] = word;
+          Settle(span, i - begin, &emptied);
+        }
         begin = i;
         span = QuickSpanOf(p);
         if (ABSL_PREDICT_FALSE(span == nullptr || span->state != SpanState::kSmall ||
                                span->size_class != size_class)) {
           BadFree("free of a pointer that was not allocated", p, span);
         }
+        word_index = 0;
+        word = span->free_bits[0];
       }
       const uint32_t index = IndexOf(span, address);
       if (ABSL_PREDICT_FALSE(index >= span->objects ||
                              span->start + size_t{index} * span->object_size != address)) {
         BadFree("free of a pointer into the middle of a block", p, span);
       }
-      const uint64_t bit = uint64_t{1} << (index % 64);
-      uint64_t& word = span->free_bits[index / 64];
+      if (index / 64 != word_index) {
+        span->free_bits[word_index] = word;
+        word_index = index / 64;
+        word = span->free_bits[word_index];
+      }
+      uint64_t bit = uint64_t{1} << (index % 64);
       if (ABSL_PREDICT_FALSE((word & bit) != 0)) BadFree("double free", p, span);
       word |= bit;
+      // Programs free much in the order in which they got it, or backwards: a step of one object is
+      // a step of one bit, as long as the word lasts.
+      const uintptr_t size = span->object_size;
+      const uintptr_t end = span->start + span->objects * size;
+      for (; i + 1 < n; ++i) {
+        const uintptr_t next = reinterpret_cast<uintptr_t>(in[i + 1]);
+        const uint64_t next_bit = next == address + size && next < end ? bit << 1
+                                  : next == address - size             ? bit >> 1
+                                                                       : 0;
+        if (next_bit == 0) break;
+        if (ABSL_PREDICT_FALSE((word & next_bit) != 0)) BadFree("double free", in[i + 1], span);
+        word |= next_bit;
+        bit = next_bit;
+        address = next;
+      }
     }
-    if (span != nullptr) Settle(span, n - begin, &emptied);
+    if (span != nullptr) {
+      span->free_bits[word_index] = word;
+      Settle(span, n - begin, &emptied);
+    }
   }
   // Outside of the lock: the page heap may have to talk to the kernel.
   while (emptied != nullptr) {

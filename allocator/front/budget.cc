@@ -25,9 +25,8 @@ constexpr unsigned kVictimsLookedAt = 16;
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it.
 int64_t Limit() {
   const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
-  const uint64_t most = budget.load(std::memory_order_relaxed);
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
-  return static_cast<int64_t>(wanted < most ? wanted : most);
+  return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
 }
 
 // Changes a capacity and books what has really changed.
@@ -84,8 +83,9 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
     Steal(index, size_class, excess);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
-    // A class that has nothing at all gets one slot whatever the budget says.
-    if (wanted == 0) wanted = 1;
+    // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh too
+    // much for that.
+    if (wanted == 0 && size_class < kNumClasses) wanted = 1;
   }
   return Book(index, size_class, capacity.now, wanted);
 }

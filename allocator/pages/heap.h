@@ -62,6 +62,10 @@ struct Heap {
 extern Heap heap;
 
 constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
+// Read without the lock.
+inline void SetSmallPages(uint64_t pages) {
+  __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED);
+}
 inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages); }
 
 inline FreeSpans& ListFor(bool returned) { return returned ? heap.cold : heap.warm; }

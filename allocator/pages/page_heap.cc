@@ -32,9 +32,6 @@ constexpr size_t kGrowthDivisor = 4;
 // Most Span objects that one operation makes.
 constexpr size_t kSpansPerTake = pages::kSpansPerCarve + 1;
 
-// Read without the lock.
-void SetSmallPages(uint64_t pages) { __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED); }
-
 // Makes an arena longer by at least `least` pages, in one cold span with a cold end. Uses one Span.
 Span* Extend(Arena& arena, size_t least) {
   const size_t used = arena.used_pages();
@@ -150,7 +147,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
-    SetSmallPages(heap.small_pages + pages);
+    pages::SetSmallPages(heap.small_pages + pages);
   } else {
     heap.large_pages += pages;
   }
@@ -188,7 +185,7 @@ PageResult PageHeap::Give(Span* span) {
     const size_t pages = span->pages;
     if (span->state == SpanState::kSmall) {
       memset(arena.classes() + arena.PageOf(span->start), 0, pages);
-      SetSmallPages(heap.small_pages - pages);
+      pages::SetSmallPages(heap.small_pages - pages);
     } else {
       heap.large_pages -= pages;
     }

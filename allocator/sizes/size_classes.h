@@ -73,15 +73,17 @@ constexpr size_t SpanPages(unsigned size_class) {
   return pages;
 }
 
+// A hundred or so make the locks and the dozen calls of a miss cheap beside the objects' own cost.
+inline constexpr unsigned kMaxBatch = 128;
+
 // Objects moved at a time between the per-CPU slab and the layers below.
 constexpr unsigned BatchSize(unsigned size_class) {
   const size_t size = ClassSize(size_class);
   if (size == 0) return 0;
   if (size > kMaxSmallSize) return 1;
   const size_t objects = 64 * 1024 / size;
-  return objects > 64 ? 64 : objects < 2 ? 2 : static_cast<unsigned>(objects);
+  return objects > kMaxBatch ? kMaxBatch : objects < 2 ? 2 : static_cast<unsigned>(objects);
 }
-inline constexpr unsigned kMaxBatch = 64;
 
 // The same as a table, for the paths that handle a class they did not compute.
 struct ClassInfo {

@@ -113,35 +113,42 @@ std::vector<ModelStack> Seen(const Shared& shared) {
 // In which order the two took place. kNot: the operation had no effect.
 enum class Order : uint8_t { kOperationFirst, kConflictFirst, kNot };
 
-// Whether the round could end as seen with the operation on slab `own` and the conflict on `other`.
-bool Leads(const Round& round, const Shared& shared, size_t own, size_t other, Order order) {
+// Where the two took place, as numbers of slabs.
+struct Place {
+  size_t own;
+  size_t other;
+  size_t expected;  // whose header SetCapacity compares with
+};
+
+// Whether the round could end as seen with the operation and the conflict there, in that order.
+bool Leads(const Round& round, const Shared& shared, const Place& place, Order order) {
   std::vector<ModelStack> stacks = Initial(shared);
   ModelOutcome victim, conflict;
   const auto operate = [&] {
-    victim = Apply(round.operation, stacks[own], VictimItem, kVictimCapacity);
+    victim = Apply(round.operation, stacks[place.own], VictimItem, kVictimCapacity);
   };
   if (order == Order::kOperationFirst) operate();
-  conflict = Apply(round.conflict, stacks[other], OtherItem, kOtherCapacity);
+  conflict = Apply(round.conflict, stacks[place.other], OtherItem, kOtherCapacity);
   if (order == Order::kConflictFirst) {
     // It compares with the header and the slab that it saw before it was stopped.
-    const bool stale = stacks[own].changes != 0 || round.migrated;
+    const bool stale = place.own != place.expected || stacks[place.expected].changes != 0;
     if (round.operation != Kind::kSetCapacity || !stale) operate();
   }
   return stacks == Seen(shared) && victim == ToModel(shared.victim) &&
          conflict == ToModel(shared.other);
 }
 
+bool MayComeLate(const Round& round) { return !round.committed || round.several; }
+
 std::vector<Order> OrdersAllowed(const Round& round, Mode mode) {
   std::vector<Order> orders;
   if (round.committed) orders.push_back(Order::kOperationFirst);
-  if (!round.committed || round.several) {
+  if (MayComeLate(round)) {
     orders.push_back(Order::kConflictFirst);
-    // The index by mm_cid is another one whenever the kernel likes, and the capacity then stays.
-    const bool elsewhere = mode == Mode::kMmCid && round.operation == Kind::kSetCapacity;
     // A cached pointer is gone after every interruption: the operation misses.
     const bool uncached =
         mode == Mode::kCached && (round.operation == Kind::kPop || round.operation == Kind::kPush);
-    if (elsewhere || uncached) orders.push_back(Order::kNot);
+    if (uncached) orders.push_back(Order::kNot);
   }
   return orders;
 }
@@ -180,32 +187,56 @@ std::string CountItems(const Round& round, const Shared& shared) {
 
 }  // namespace
 
-std::string Explain(const Round& round, const Shared& shared, bool* same_slab) {
-  std::vector<std::pair<size_t, size_t>> candidates;
-  if (shared.mode == Mode::kMmCid) {
-    for (size_t own = 0; own < static_cast<size_t>(shared.slabs); ++own) {
-      for (size_t other = 0; other < static_cast<size_t>(shared.slabs); ++other) {
-        candidates.emplace_back(own, other);
-      }
+Verdict Judge(const Round& round, const Shared& shared) {
+  Verdict verdict;
+  const auto slabs = static_cast<size_t>(shared.slabs);
+  const bool by_cid = shared.mode == Mode::kMmCid;
+  // The number of the slab that SetCapacity was told to change.
+  size_t expected = 0;
+  while (expected < slabs && shared.indices[expected] != shared.victim.index) ++expected;
+
+  // A conflict made from outside is directed at the victim's slab; a section that another thread
+  // executes is on the slab of that thread's index.
+  std::vector<Place> places, all;
+  for (size_t own = 0; own < slabs; ++own) {
+    for (size_t other = 0; other < slabs; ++other) {
+      if (!by_cid && other != 0) continue;
+      const Place place = {own, other, expected < slabs ? expected : own};
+      all.push_back(place);
+      const int here = static_cast<int>(own);
+      if (here == round.at_stop || here == round.at_end) places.push_back(place);
     }
-  } else {
-    if (round.committed || !round.migrated) candidates.emplace_back(0, 0);
-    if (round.migrated && (!round.committed || round.several)) candidates.emplace_back(1, 0);
   }
-  for (const auto& [own, other] : candidates) {
+  for (const Place& place : places) {
     for (const Order order : OrdersAllowed(round, shared.mode)) {
-      if (!Leads(round, shared, own, other, order)) continue;
-      *same_slab = own == other;
-      return "";
+      const int own = order == Order::kOperationFirst ? round.at_stop : round.at_end;
+      if (static_cast<int>(place.own) != own) continue;
+      if (!Leads(round, shared, place, order)) continue;
+      verdict.same_slab = place.own == place.other;
+      return verdict;
+    }
+  }
+  if (by_cid) {
+    for (const Place& place : all) {
+      for (Order order : {Order::kOperationFirst, Order::kConflictFirst, Order::kNot}) {
+        if (order == Order::kOperationFirst && !round.committed) continue;
+        if (order != Order::kOperationFirst && !MayComeLate(round)) continue;
+        if (order == Order::kNot && round.operation != Kind::kSetCapacity) continue;
+        if (!Leads(round, shared, place, order)) continue;
+        verdict.elsewhere = true;
+        return verdict;
+      }
     }
   }
   std::string text =
       absl::StrCat("no order of the two leads to this:", CountItems(round, shared), " victim ",
                    Describe(ToModel(shared.victim)), ", other ", Describe(ToModel(shared.other)));
+  absl::StrAppend(&text, ", stopped on slab ", round.at_stop, ", finished on ", round.at_end);
   for (const ModelStack& stack : Seen(shared)) {
     absl::StrAppend(&text, ", slab of ", stack.capacity, " ", Describe({0, stack.items}));
   }
-  return text;
+  verdict.wrong = text;
+  return verdict;
 }
 
 }  // namespace pcmalloc::instructions

@@ -19,13 +19,19 @@ struct Round {
   Kind conflict;
   bool committed;  // the victim had committed a section before the conflict
   bool several;    // and its operation consists of several: the one that counts may be to come
-  bool migrated;   // it was moved to the other CPU
+  int at_stop;     // number of the slab of the index that the victim had when it was stopped, and
+  int at_end;      // when it had finished; -1: of none
 };
 
-// Empty if what is seen in `shared` after the round is what it had to lead to; else what is wrong.
-// Says whether both sides worked on the same slab, which is a matter of luck where mm_cid is the
-// index.
-std::string Explain(const Round& round, const Shared& shared, bool* same_slab);
+struct Verdict {
+  std::string wrong;       // empty if what is seen after the round is what it had to lead to
+  bool same_slab = false;  // both sides worked on one: a matter of luck where mm_cid is the index
+  // The items are right, but not in the slabs of the indices that the victim was seen to have. The
+  // kernel may give another mm_cid between a section and the look at it, though not again and again.
+  bool elsewhere = false;
+};
+
+Verdict Judge(const Round& round, const Shared& shared);
 
 }  // namespace pcmalloc::instructions
 

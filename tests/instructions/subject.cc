@@ -11,6 +11,7 @@
 
 #include "percpu/ops.h"
 #include "rseq/rseq.h"
+#include "tests/instructions/cpu.h"
 
 namespace pcmalloc::instructions {
 namespace {
@@ -63,8 +64,8 @@ __attribute__((noinline)) void RunPushBatch(const uint64_t* items, uint32_t, Out
 
 __attribute__((noinline)) void RunSetCapacity(const uint64_t*, uint32_t capacity,
                                               Outcome* outcome) {
-  const int index = percpu::CurrentIndex();
-  if (index >= 0) outcome->value = percpu::SetCapacity(index, kClass, capacity);
+  outcome->index = percpu::CurrentIndex();
+  if (outcome->index >= 0) outcome->value = percpu::SetCapacity(outcome->index, kClass, capacity);
 }
 
 void PinTo(int cpu) {
@@ -182,13 +183,14 @@ void OnSignal(int) {
 void* Victim(void*) {
   if (!rseq::EnsureThreadRegistered()) shared->failed = true;
   victim_area = rseq::ThisArea();
+  shared->victim_area = victim_area;
   shared->victim_id = static_cast<pid_t>(syscall(SYS_gettid));
   sem_post(&shared->ready);
   while (sem_wait(&shared->attached) != 0) {
   }
   const uint64_t items[kBatch] = {VictimItem(0), VictimItem(1), VictimItem(2)};
   while (true) {
-    asm volatile("int3" : : : "memory");  // between rounds the tracer has the thread
+    asm volatile(PCM_HAND_OVER : : : "memory");  // between rounds the tracer has the thread
     if (shared->operation < 0) {
       BreakpointProbe();
     } else {
@@ -196,6 +198,11 @@ void* Victim(void*) {
                                                                            &shared->victim);
     }
   }
+  return nullptr;
+}
+
+void* Sleeper(void*) {
+  while (true) pause();
   return nullptr;
 }
 
@@ -241,8 +248,11 @@ void RunSubject(Shared* with) {
   struct sigaction action = {};
   action.sa_handler = OnSignal;
   sigaction(SIGUSR1, &action, nullptr);
-  pthread_t victim;
-  if (pthread_create(&victim, nullptr, Victim, nullptr) != 0) _exit(1);
+  pthread_t thread;
+  for (int i = 0; i < shared->sleepers; ++i) {
+    if (pthread_create(&thread, nullptr, Sleeper, nullptr) != 0) _exit(1);
+  }
+  if (pthread_create(&thread, nullptr, Victim, nullptr) != 0) _exit(1);
   while (true) {
     while (sem_wait(&shared->go) != 0) {
     }

@@ -51,6 +51,7 @@ constexpr uint64_t OtherItem(uint32_t j) { return 0xa00000 + 16 * j; }
 // How an operation ended: items that came out; how many went in, or by how much a capacity changed.
 struct Outcome {
   int32_t value = 0;
+  int index = -1;  // that SetCapacity was given
   uint32_t count = 0;
   uint64_t items[kMost * 2] = {};
 };
@@ -69,7 +70,9 @@ struct Shared {
   int cpus[2];  // where the victim starts, and another
   int slabs;
   int indices[kMaxSlabs];  // of the slabs in the table
+  int sleepers;  // threads that do nothing; more of them than CPUs, see instructions_test.cc
   pid_t victim_id;
+  const void* victim_area;  // in the subject's memory
   sem_t ready, attached;
 
   // Commands to the other thread.
@@ -83,7 +86,7 @@ struct Shared {
   bool in_handler;
   Outcome victim;
   Outcome other;
-  int victim_slab;  // that the victim used when it was stopped; -1: none of the slabs
+  int victim_slab;  // that the conflict was directed at; -1: none of the slabs
   Stack stacks[kMaxSlabs];
   uint64_t aborts;
   bool failed;  // the other thread could not do what it was told

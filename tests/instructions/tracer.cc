@@ -11,19 +11,20 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/user.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "rseq/rseq.h"
+#include "tests/instructions/cpu.h"
 
 namespace pcmalloc::instructions {
 namespace {
 
-constexpr uint64_t kResumeFlag = 1u << 16;  // of eflags: no breakpoint at the next instruction
-constexpr int kPatience = 20;               // seconds
+constexpr int kPatience = 20;  // seconds
 
 // Nothing can be learned after that, and the subject dies with this process.
 [[noreturn]] void Die(const std::string& what) {
@@ -49,10 +50,6 @@ uintptr_t LoadBias() {
       },
       &bias);
   return bias;
-}
-
-size_t DebugRegister(int number) {
-  return offsetof(user, u_debugreg) + static_cast<size_t>(number) * sizeof(long);
 }
 
 }  // namespace
@@ -87,11 +84,11 @@ SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
     code.instructions.push_back(it->first);
   }
   auto stub = instructions_.find(entry.AbortAddress());
-  while (stub != instructions_.end() && stub->second.rfind("jmp", 0) != 0) ++stub;
+  while (stub != instructions_.end() && stub->second.rfind(kJump, 0) != 0) ++stub;
   if (stub == instructions_.end()) return code;
   uint64_t restart = 0;
   const std::string& jump = stub->second;
-  const size_t digits = jump.find_first_not_of(' ', 3);
+  const size_t digits = jump.find_first_not_of(" \t", strlen(kJump));
   if (digits == std::string::npos ||
       !absl::SimpleHexAtoi(jump.substr(digits, jump.find(' ', digits) - digits), &restart)) {
     return code;
@@ -103,7 +100,7 @@ SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
   return code;
 }
 
-Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {
+Tracer::Tracer(percpu::Mode mode, const int cpus[2], int sleepers) {
   void* const memory =
       mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) Die("mmap");
@@ -111,6 +108,7 @@ Tracer::Tracer(percpu::Mode mode, const int cpus[2]) {
   shared_->mode = mode;
   shared_->cpus[0] = cpus[0];
   shared_->cpus[1] = cpus[1];
+  shared_->sleepers = sleepers;
   shared_->slabs = mode == percpu::Mode::kMmCid ? kMaxSlabs : 2;
   for (int s = 0; s < shared_->slabs; ++s) {
     shared_->indices[s] = mode == percpu::Mode::kMmCid ? s : cpus[s];
@@ -144,34 +142,46 @@ void Tracer::Tell(Command command) {
 }
 
 void Tracer::Arm(uintptr_t address) {
-  const auto poke = [this](int number, uintptr_t value) {
-    if (ptrace(PTRACE_POKEUSER, victim_, DebugRegister(number), value) != 0) {
-      Die("no hardware breakpoint can be set");
-    }
-  };
-  poke(7, 0);
-  if (address != 0) {
-    poke(0, address);
-    poke(7, 1);  // enable register 0 for this thread: execution, one byte
-  }
+  if (!SetBreakpoint(victim_, address)) Die("no hardware breakpoint can be set");
   armed_ = address;
 }
 
+uintptr_t Tracer::WaitForStop(int* signal) {
+  int status = 0;
+  if (waitpid(victim_, &status, __WALL) != victim_) Die("waitpid");
+  if (!WIFSTOPPED(status)) Die(absl::StrFormat("the victim ended with status %#x", status));
+  uintptr_t counter = 0;
+  if (!GetProgramCounter(victim_, &counter)) Die("no program counter");
+  *signal = WSTOPSIG(status);
+  if (*signal != SIGTRAP && *signal != SIGUSR1) {
+    Die(absl::StrFormat("signal %d at %#x", *signal, counter - LoadBias()));
+  }
+  return counter;
+}
+
+void Tracer::StepOffBreakpoint() {
+  uintptr_t counter = 0;
+  if (!GetProgramCounter(victim_, &counter)) Die("no program counter");
+  if (kStepsOverBreakpoints || armed_ == 0 || counter != armed_) return;
+  if (!SetBreakpoint(victim_, 0)) Die("no breakpoint can be taken away");
+  if (ptrace(PTRACE_SINGLESTEP, victim_, nullptr, 0) != 0) Die("PTRACE_SINGLESTEP");
+  int signal = 0;
+  WaitForStop(&signal);
+  if (signal != SIGTRAP) Die("a signal instead of a step");
+  if (!SetBreakpoint(victim_, armed_)) Die("no breakpoint can be set again");
+}
+
 bool Tracer::Continue() {
+  if (handed_over_ && !PassHandOver(victim_)) Die("no program counter can be set");
+  handed_over_ = false;
+  StepOffBreakpoint();
   int signal = 0;
   while (true) {
     if (ptrace(PTRACE_CONT, victim_, nullptr, signal) != 0) Die("PTRACE_CONT");
-    int status = 0;
-    if (waitpid(victim_, &status, __WALL) != victim_) Die("waitpid");
-    if (!WIFSTOPPED(status)) Die(absl::StrFormat("the victim ended with status %#x", status));
-    signal = WSTOPSIG(status);
+    const uintptr_t counter = WaitForStop(&signal);
     if (signal == SIGUSR1) continue;
-    user_regs_struct registers;
-    if (ptrace(PTRACE_GETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_GETREGS");
-    if (signal != SIGTRAP) {
-      Die(absl::StrFormat("signal %d at %#x", signal, registers.rip - LoadBias()));
-    }
-    return armed_ != 0 && registers.rip == armed_;
+    handed_over_ = armed_ == 0 || counter != armed_;
+    return !handed_over_;
   }
 }
 
@@ -183,16 +193,25 @@ bool Tracer::RunTo(int operation, uintptr_t address) {
 
 int Tracer::Finish(uintptr_t address) {
   Arm(address);
-  // The processor set it for the instruction where the victim stands. An abort moves the victim to
-  // another instruction, for which it must not hold.
-  user_regs_struct registers;
-  if (ptrace(PTRACE_GETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_GETREGS");
-  registers.eflags &= ~kResumeFlag;
-  if (ptrace(PTRACE_SETREGS, victim_, nullptr, &registers) != 0) Die("PTRACE_SETREGS");
+  if (!ForgetWhereItStopped(victim_)) Die("no flags can be set");
   int times = 0;
   while (Continue()) times += shared_->in_handler ? 0 : 1;
   Arm(0);
   return times;
+}
+
+int Tracer::VictimSlab() const {
+  const size_t offset = shared_->mode == percpu::Mode::kMmCid ? offsetof(rseq::Area, mm_cid)
+                                                              : offsetof(rseq::Area, cpu_id);
+  int index = -1;
+  iovec here = {&index, sizeof(index)};
+  iovec there = {const_cast<char*>(static_cast<const char*>(shared_->victim_area)) + offset,
+                 sizeof(index)};
+  if (process_vm_readv(victim_, &here, 1, &there, 1, 0) != sizeof(index)) Die("process_vm_readv");
+  for (int s = 0; s < shared_->slabs; ++s) {
+    if (shared_->indices[s] == index) return s;
+  }
+  return -1;
 }
 
 void Tracer::MoveVictimTo(int cpu) {

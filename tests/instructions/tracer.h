@@ -36,7 +36,7 @@ class Disassembly {
 
 class Tracer {
  public:
-  Tracer(percpu::Mode mode, const int cpus[2]);
+  Tracer(percpu::Mode mode, const int cpus[2], int sleepers);
   ~Tracer();
   Tracer(const Tracer&) = delete;
   Tracer& operator=(const Tracer&) = delete;
@@ -54,6 +54,10 @@ class Tracer {
   // not counting what a signal handler did.
   int Finish(uintptr_t address);
 
+  // The slab, as a number in `Shared`, of the index that the kernel gave the victim when it last ran;
+  // -1: none of them.
+  int VictimSlab() const;
+
   void MoveVictimTo(int cpu);
   void SignalVictim();
 
@@ -61,11 +65,14 @@ class Tracer {
   void Arm(uintptr_t address);  // 0: nothing
   // True at the armed address, false between rounds.
   bool Continue();
+  void StepOffBreakpoint();
+  uintptr_t WaitForStop(int* signal);  // the program counter there
 
   Shared* shared_;
   pid_t subject_ = -1;
   pid_t victim_ = -1;
   uintptr_t armed_ = 0;
+  bool handed_over_ = true;  // it stands between two rounds
 };
 
 }  // namespace pcmalloc::instructions

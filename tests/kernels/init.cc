@@ -5,10 +5,12 @@
 //
 //   mount                                    /proc, /sys, /dev, /tmp and the cpuset controller
 //   offline CPU                              takes a CPU out
+//   show PATH                                the first line of a file, as PCM show_NAME
 //   run NAME SECONDS FLAGS [K=V...] ARGV...  runs a program with that environment and time limit
 //
 // FLAGS is "-", or "toggle" (CPUs other than 0 go off-line and on-line meanwhile), or "cpuset" (the
-// allowed CPUs change meanwhile). Of a program's output, lines "PCM key=value" are passed on as "PCM
+// allowed CPUs change meanwhile), or "hotadd" (the host is asked for one more CPU, by PCM hot_add, and
+// it is put to use). Of a program's output, lines "PCM key=value" are passed on as "PCM
 // NAME.key=value", GoogleTest's totals as NAME.passed and NAME.failed, a line of JSON as NAME.json;
 // if it fails its last lines follow as "LOG NAME: ...". NAME.status is its exit status, or 128 + the
 // signal that ended it, or 124 for the time limit.
@@ -87,7 +89,10 @@ bool SetOnline(int cpu, bool online) {
 class Disturbance {
  public:
   Disturbance(const char* kind, pid_t child)
-      : toggle_(strcmp(kind, "toggle") == 0), cpuset_(strcmp(kind, "cpuset") == 0) {
+      : toggle_(strcmp(kind, "toggle") == 0),
+        cpuset_(strcmp(kind, "cpuset") == 0),
+        hot_add_(strcmp(kind, "hotadd") == 0) {
+    if (hot_add_) first_absent_ = Others() + 1;
     if (cpuset_) {
       char pid[16];
       snprintf(pid, sizeof(pid), "%d", child);
@@ -101,6 +106,8 @@ class Disturbance {
   void Step() {
     if (++steps_ % 3 != 0) return;
     const bool odd = steps_ / 3 % 2 != 0;
+    if (hot_add_ && steps_ == kStepsBeforeHotAdd) Say("PCM hot_add=%d", first_absent_);
+    if (hot_add_ && changes_ == 0) changes_ += SetOnline(first_absent_, true);
     if (toggle_) {
       const int cpu = 1 + steps_ / 6 % Others();
       changes_ += SetOnline(cpu, !odd);
@@ -112,21 +119,27 @@ class Disturbance {
   void End() {
     if (last_ != 0) SetOnline(last_, true);
   }
-  bool any() const { return toggle_ || cpuset_; }
+  bool any() const { return toggle_ || cpuset_ || hot_add_; }
   int changes() const { return changes_; }
 
  private:
+  // The highest number of a CPU that is there; numbers may have gaps.
   static int Others() {
-    int others = 0;
+    constexpr int kMostCpus = 64;
+    int highest = 1;
     char path[64];
-    do {
-      snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", ++others);
-    } while (access(path, F_OK) == 0);
-    return others > 1 ? others - 1 : 1;
+    for (int cpu = 1; cpu < kMostCpus; ++cpu) {
+      snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+      if (access(path, F_OK) == 0) highest = cpu;
+    }
+    return highest;
   }
 
+  static constexpr int kStepsBeforeHotAdd = 30;
   bool toggle_;
   bool cpuset_;
+  bool hot_add_;
+  int first_absent_ = 0;
   int steps_ = 0;
   int last_ = 0;
   int changes_ = 0;
@@ -252,6 +265,17 @@ void Run(char** words) {
   Say("PCM %s.status=%d", name, result);
 }
 
+void Show(const char* path) {
+  char text[256] = "";
+  FILE* const file = fopen(path, "re");
+  if (file != nullptr && fgets(text, sizeof(text), file) != nullptr) {
+    text[strcspn(text, "\n")] = '\0';
+  }
+  if (file != nullptr) fclose(file);
+  const char* const name = strrchr(path, '/');
+  Say("PCM show_%s=%s", name == nullptr ? path : name + 1, text);
+}
+
 void Obey(char* line) {
   char* words[kMostWords + 1] = {};
   int count = 0;
@@ -264,6 +288,8 @@ void Obey(char* line) {
     MountAll();
   } else if (strcmp(words[0], "offline") == 0 && count == 2) {
     Say("PCM offline=%s %d", words[1], SetOnline(atoi(words[1]), false));
+  } else if (strcmp(words[0], "show") == 0 && count == 2) {
+    Show(words[1]);
   } else if (strcmp(words[0], "run") == 0 && count >= 5) {
     Run(words + 1);
   } else {

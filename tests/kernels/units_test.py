@@ -6,6 +6,7 @@ import stat
 import subprocess
 import tempfile
 import unittest
+from xml.etree import ElementTree
 
 from tests.testing import cases
 import boot
@@ -58,12 +59,13 @@ class CatalogueTest(unittest.TestCase):
 
     def test_choice_takes_both_edges_of_each_class(self):
         choices = catalogue.choose(recorded())
-        chosen = [(c.arch, c.expected, catalogue.release_text(c.package.release)) for c in choices]
+        chosen = [(c.arch, c.expected, catalogue.version_text(c.package)) for c in choices]
         for wanted in (("x86_64", "CACHE_OK", "6.18.15"), ("x86_64", "NO_CACHE", "6.19.6"),
                        ("x86_64", "NO_CACHE", "7.0.9"), ("x86_64", "V2", "7.0.10"),
                        ("x86_64", "V2", "7.3.4"), ("arm64", "NO_RSEQ", "6.19.6"),
                        ("arm64", "NO_RSEQ", "7.0.9"), ("arm64", "NO_RSEQ", "7.0.10"),
-                       ("arm64", "NO_RSEQ", "7.0.13"), ("arm64", "V2", "7.1.3")):
+                       ("arm64", "NO_RSEQ", "7.0.13"), ("arm64", "V2", "7.1.3"),
+                       ("arm64", "V2", "7.3.4-16k")):
             self.assertIn(wanted, chosen)
         self.assertEqual(len(chosen), len(set(chosen)))
 
@@ -125,6 +127,9 @@ class ConsoleTest(unittest.TestCase):
         self.assertEqual(words[words.index("-smp") + 1], "4")
 
 
+PROGRAMS = {"instructions", "musl", "stress_legacy_unproved"}
+
+
 def good(choice, boots):
     """Results in which everything is as it must be."""
     results = []
@@ -133,13 +138,15 @@ def good(choice, boots):
         result.take("PCM init=1")
         for name in judge.programs_of(one):
             broken = name == "same_core" and choice.expected == "NO_RSEQ"
+            if name == "sabotage_legacy":
+                broken = plan.legacy_mode(choice.expected) != "legacy"
             result.take("PCM %s.status=%d" % (name, broken))
             result.take("PCM %s.class=%s" % (name, choice.expected))
             result.take("PCM %s.killed=0" % name)
             result.take("PCM %s.passed=3" % name)
             mode = plan.EXPECTED_MODE[choice.expected]
             for other in judge.MODES:
-                if name.startswith("stress") and other in name:
+                if name.startswith(("stress", "sabotage")) and other in name:
                     mode = plan.legacy_mode(choice.expected) if other == "legacy" else other
             result.take("PCM %s.mode=%s" % (name, mode))
             result.take('PCM %s.json={"mode": "%s", "operations": 5, "drains": 5}' % (name, mode))
@@ -152,7 +159,7 @@ class JudgeTest(unittest.TestCase):
 
     def row(self, arch, release, change=None):
         choice = choice_of(arch, release)
-        boots = plan.boots_for(choice, {"instructions"}, {}, False, 5)
+        boots = plan.boots_for(choice, PROGRAMS, {}, False, 5)
         results = good(choice, boots)
         if change:
             change(results)
@@ -192,19 +199,53 @@ class JudgeTest(unittest.TestCase):
         self.assertEqual(row["wrong"], ["same core: holds, expected broken"])
 
     def test_topology(self):
-        choice = choice_of("x86_64", "7.3.4")
-        boots = plan.topology_boots(5)
-        results = good(choice, boots)
-        for result, one in zip(results, boots):
-            for name in judge.programs_of(one):
-                result.take("PCM %s.changes=3" % name)
-                result.take("PCM %s.slabs=3" % name)
-                if name == "mode_cid":
-                    result.take("PCM mode_cid.mode=v2safe-cid")
-        self.assertEqual(judge.row_of(choice, boots, results)["wrong"], [])
-        results[-1].take("PCM mode_cid.slabs=17")
-        results[0].take("PCM stress_toggle_v2safe-cpu.changes=0")
-        self.assertEqual(len(judge.row_of(choice, boots, results)["wrong"]), 2)
+        for arch, release in (("x86_64", "6.18.15"), ("x86_64", "7.3.4"), ("arm64", "7.3.4")):
+            choice = choice_of(arch, release)
+            boots = plan.topology_boots(choice, 5)
+            results = good(choice, boots)
+            for result, one in zip(results, boots):
+                for name in judge.programs_of(one):
+                    result.take("PCM %s.changes=%d" % (name, 1 if name == "mode_hotadd" else 3))
+                    result.take("PCM %s.slabs_before=2" % name)
+                    result.take("PCM %s.slabs=3" % name)
+                    if name == "mode_cid":
+                        result.take("PCM mode_cid.mode=v2safe-cid")
+            self.assertEqual(judge.row_of(choice, boots, results)["wrong"], [])
+            bad = 0
+            for result, one in zip(results, boots):
+                for name in judge.programs_of(one):
+                    if name == "mode_cid":
+                        result.take("PCM mode_cid.slabs=17")
+                    elif name == "mode_hotadd":
+                        result.take("PCM mode_hotadd.slabs=2")
+                    elif "toggle" in name or "cpuset" in name:
+                        result.take("PCM %s.changes=0" % name)
+                    else:
+                        continue
+                    bad += 1
+            self.assertGreater(bad, 0)
+            self.assertEqual(len(judge.row_of(choice, boots, results)["wrong"]), bad)
+
+    def test_sabotage(self):
+        def change(line):
+            return lambda results: results[0].take("PCM sabotage_legacy." + line)
+
+        for release, said, right in (("7.0.9", "status=1", True), ("7.0.9", "status=139", True),
+                                     ("7.0.9", "status=0", False), ("7.0.9", "status=124", False),
+                                     ("7.3.4", "status=0", True), ("7.3.4", "status=1", False),
+                                     ("7.3.4", "json={}", False)):
+            row = self.row("x86_64", release, change(said))
+            self.assertEqual(row["cells"]["sabotage"] == [], right, (release, said))
+
+    def test_only_some_programs(self):
+        boots = plan.boots_for(choice_of("x86_64", "7.3.4"), {"instructions"}, {}, False, 5)
+        self.assertEqual([one.name for one in boots], ["plain", "rseq_debug"])
+        left = plan.only(boots, ["preempt", "unit_slabs*"])
+        self.assertEqual([one.name for one in left], ["plain"])
+        self.assertEqual(set(judge.programs_of(left[0])),
+                         {"preempt", "unit_slabs_cpu", "unit_slabs_cid", "unit_slabs_locked"})
+        self.assertIn("mount", left[0].text.split("\n"))
+        self.assertEqual(plan.only(boots, ["none"]), [])
 
 
 class ReportTest(unittest.TestCase):
@@ -229,6 +270,16 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(report.exit_status([gone, skipped]), 1)
         self.assertEqual(report.summary([self.ROW, bad, gone, skipped], 3.2),
                          "1 right, 1 wrong, 1 skipped, 1 not available; 3 s")
+
+
+    def test_cells_as_test_cases(self):
+        skipped = [judge.skipped(choice, "a & b") for choice in catalogue.choose_nothing()]
+        row = dict(self.ROW, cells={"class": [], "stress": ["one <bad>", "two"]})
+        suite = ElementTree.fromstring(report.junit([row] + skipped))
+        self.assertEqual([case.get("name") for case in suite], ["class", "stress"] + ["boot"] * 4)
+        self.assertEqual([len(case) for case in suite], [0, 1, 1, 1, 1, 1])
+        self.assertEqual(suite[1][0].get("message"), "one <bad>; two")
+        self.assertEqual(len(suite.findall("testcase/skipped")), 4)
 
 
 if __name__ == "__main__":

@@ -217,6 +217,25 @@ class PcmTest(unittest.TestCase):
         self.assertIn("apt-get install --no-install-recommends g++", done.stderr)
         self.assertEqual(done.stdout.splitlines()[-1], "0 passed, 1 failed")
 
+    def test_kernels_are_counted_or_skipped(self):
+        summary = self.tree / "tools/test_summary.py"
+        summary.write_text("import sys\nprint(*sys.argv[1:])\n")
+        boots = self.tree / "tools/kernels/kernels.py"
+        boots.parent.mkdir()
+        boots.write_text("#!/bin/sh\necho \"$*\"\n")
+        boots.chmod(0o755)
+        check = self.tree / "out/kernels_check"
+        done = self.pcm("test", "--kernels", "//some:test")
+        self.assertIn(f"--extra=kernels:{check}", done.stdout.split())
+        self.assertIn(f"--xml={check}/test.xml", (check / "test.log").read_text())
+        # It left no result, which counts as failed; what is wrong is not papered over here.
+        self.assertFalse((check / "test.xml").exists())
+        if os.geteuid() == 0:
+            self.pcm("test", "--kernels", "//some:test", MISSING="qemu-system-x86", OFFLINE="1",
+                     STALE="1")
+            self.assertIn("<skipped", (check / "test.xml").read_text())
+        self.assertNotIn("kernels", self.pcm("test", "//some:test").stdout)
+
     @unittest.skipUnless(os.geteuid() == 0, "becomes another user")
     def test_names_the_command_to_whoever_may_not_install(self):
         for path in (self.top, *self.top.rglob("*")):

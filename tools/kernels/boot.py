@@ -5,6 +5,8 @@ import os
 import re
 import selectors
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -20,13 +22,56 @@ COMMAND_LINE = ("quiet loglevel=0 panic=-1 nokaslr mitigations=off random.trust_
 BOOT_SECONDS = 90
 
 
-def command(arch, kernel, initrd, cpus, memory, append="", smp_more=""):
-    """The QEMU command line."""
-    return MACHINES[arch] + [
+def command(arch, kernel, initrd, cpus, memory, append="", smp_more="", model=None, monitor=None,
+            dtb=None):
+    """The QEMU command line. model: another processor; monitor: path of a socket for QEMU's monitor;
+    dtb: a device tree instead of the machine's own."""
+    machine = list(MACHINES[arch])
+    if model:
+        machine[machine.index("-cpu") + 1] = model
+    return machine + [
         "-accel", "tcg,thread=multi", "-smp", "%d%s" % (cpus, smp_more), "-m", str(memory),
-        "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
-        "-net", "none", "-kernel", kernel, "-initrd", initrd,
-        "-append", (COMMAND_LINE + CONSOLE[arch] + " " + append).strip()]
+        "-nodefaults", "-display", "none",
+        "-monitor", "unix:%s,server=on,wait=off" % monitor if monitor else "none",
+        "-serial", "stdio", "-no-reboot", "-net", "none", "-kernel", kernel, "-initrd", initrd,
+        "-append", (COMMAND_LINE + CONSOLE[arch] + " " + append).strip()] + (
+            ["-dtb", dtb] if dtb else [])
+
+
+def tell_monitor(path, line):
+    """One command for QEMU, such as device_add."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(10)
+        monitor.connect(path)
+        monitor.sendall(line.encode() + b"\n")
+        # The prompt and the echo; the answer, if any, is an error for whoever reads the console.
+        time.sleep(1)
+        return monitor.recv(65536).decode("utf-8", "replace")
+
+
+def tree_without_cpu(arch, cpus, memory, number, path):
+    """Writes the machine's device tree with one processor that cannot be started: the kernel leaves
+    its number out of the possible ones."""
+    arguments = command(arch, "none", "none", cpus, memory)
+    arguments = arguments[:arguments.index("-kernel")]
+    arguments[arguments.index("-M") + 1] += ",dumpdtb=" + path
+    subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                   stderr=subprocess.STDOUT, check=True, timeout=60)
+    with open(path, "rb") as file:
+        tree = bytearray(file.read())
+    # The node's name, then its properties; the first "psci" behind it is its enable-method.
+    node = tree.index(b"cpu@%d\0" % number)
+    at = tree.index(b"psci\0", node)
+    if tree.find(b"cpu@%d\0" % (number + 1), node, at) >= 0:
+        raise ValueError("the device tree has no enable-method for CPU %d" % number)
+    tree[at:at + 4] = b"none"
+    # QEMU leaves 1 MiB of room and doubles it when it reads the file: more than a kernel accepts.
+    strings, = struct.unpack_from(">I", tree, 12)
+    strings_size, = struct.unpack_from(">I", tree, 32)
+    del tree[(strings + strings_size + 7) & ~7:]
+    struct.pack_into(">I", tree, 4, len(tree))
+    with open(path, "wb") as file:
+        file.write(tree)
 
 
 class Result:
@@ -66,8 +111,9 @@ class Result:
                 if key.startswith(name + ".")}
 
 
-def _run_once(arguments, limit, progress):
+def _run_once(arguments, limit, progress, monitor=None, hot_add=()):
     result = Result()
+    to_add = list(hot_add)
     began = time.monotonic()
     pending = b""
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -90,6 +136,8 @@ def _run_once(arguments, limit, progress):
                     *lines, pending = pending.split(b"\n")
                     for line in lines:
                         result.take(line.decode("utf-8", "replace").rstrip("\r"))
+                    if to_add and "hot_add" in result.values:
+                        result.log.append("hot_add: " + tell_monitor(monitor, to_add.pop(0)))
                     progress(result, time.monotonic() - began)
         finally:
             if qemu.poll() is None:
@@ -101,18 +149,27 @@ def _run_once(arguments, limit, progress):
     return result
 
 
-def boot(arch, kernel, archive, cpus=2, memory=512, append="", smp_more="", seconds=60,
+def boot(arch, kernel, archive, one, memory=512, deadline=float("inf"),
          progress=lambda result, seconds: None):
-    """Boots with an initramfs (bytes); `seconds` is what the plan may take. Retries once if the boot
-    did not reach its end, as emulation under load sometimes does not."""
-    with tempfile.NamedTemporaryFile(prefix="pcmalloc-initramfs-") as file:
-        file.write(archive)
-        file.flush()
-        arguments = command(arch, kernel, file.name, cpus, memory, append, smp_more)
-        result = _run_once(arguments, BOOT_SECONDS + seconds, progress)
-        if not result.complete:
+    """Boots `one` (a plan.Boot) with its initramfs (bytes) until `deadline` at most. Retries once if
+    the boot did not reach its end, as emulation under load sometimes does not."""
+    def limit():
+        return min(BOOT_SECONDS + one.seconds, deadline - time.monotonic())
+    with tempfile.TemporaryDirectory(prefix="pcmalloc-boot-") as directory:
+        initrd = os.path.join(directory, "initramfs")
+        monitor = os.path.join(directory, "monitor") if one.hot_add else None
+        dtb = None
+        with open(initrd, "wb") as file:
+            file.write(archive)
+        if one.without_cpu is not None:
+            dtb = os.path.join(directory, "tree")
+            tree_without_cpu(arch, one.cpus, memory, one.without_cpu, dtb)
+        arguments = command(arch, kernel, initrd, one.cpus, memory, one.append, one.smp_more,
+                            one.model, monitor, dtb)
+        result = _run_once(arguments, limit(), progress, monitor, one.hot_add)
+        if not result.complete and limit() > 0:
             first = result
-            result = _run_once(arguments, BOOT_SECONDS + seconds, progress)
+            result = _run_once(arguments, limit(), progress, monitor, one.hot_add)
             result.tries = 2
             result.seconds += first.seconds
     return result

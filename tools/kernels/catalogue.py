@@ -79,23 +79,37 @@ def stanzas(text):
 # The small "cloud" flavour: from 6.19 on linux-binary-* holds the image alone, and linux-image-*
 # next to nothing.
 _KERNEL = re.compile(r"linux-(image|binary)-\d.*-cloud-(amd64|arm64)(-unsigned)?$")
+# The same with pages of 16 KiB, of which there is no cloud flavour; before 6.19 they come with 90 MB
+# of modules, and are left alone.
+_KERNEL_16K = re.compile(r"linux-binary-\d.*-arm64-16k$")
 
 
 def kernels_in(text, base_url, suite):
     """Packages with a kernel image in one Packages file."""
     for fields in stanzas(text):
         name = fields.get("Package", "")
-        if not _KERNEL.match(name) or int(fields["Size"]) < 1000000:
+        if not (_KERNEL.match(name) or _KERNEL_16K.match(name)) or int(fields["Size"]) < 1000000:
             continue
         arch = {v: k for k, v in DEBIAN_ARCH.items()}[fields["Architecture"]]
         yield Package(name, fields["Version"], arch, int(fields["Size"]), fields["SHA256"],
                       base_url + "/" + fields["Filename"], suite, release_of(fields["Version"]))
 
 
-def one_per_release(packages):
+def has_16k_pages(package):
+    return package.name.endswith("-16k")
+
+
+def version_text(package):
+    """How a kernel is named in tables: "7.3.4", "7.3.4-16k"."""
+    return release_text(package.release) + ("-16k" if has_16k_pages(package) else "")
+
+
+def one_per_release(packages, pages_16k=False):
     """Newest package of each (arch, release), signed images before their unsigned twins."""
     best = {}
     for package in packages:
+        if has_16k_pages(package) != pages_16k:
+            continue
         key = (package.arch, package.release)
         rank = (not package.name.endswith("-unsigned"), package.version)
         if key not in best or rank > best[key][0]:
@@ -104,36 +118,42 @@ def one_per_release(packages):
                   key=lambda p: (ARCHES.index(p.arch), p.release))
 
 
+BYTES_32 = "32 bytes only"
+PAGES_16K = "16k pages"
+
+
 def _spans(arch):
     """(what, class, condition on the release) of each stretch whose edges are worth a boot."""
     if arch == "x86_64":
-        return (("32 bytes only", "CACHE_OK", lambda r: r < FIRST_WITH_LENGTHS),
+        return ((BYTES_32, "CACHE_OK", lambda r: r < FIRST_WITH_LENGTHS),
                 ("", "CACHE_OK", lambda r: r >= FIRST_WITH_LENGTHS),
                 ("", "NO_CACHE", lambda r: True),
                 ("", "V2", lambda r: True))
-    return (("32 bytes only", "CACHE_OK", lambda r: r < FIRST_WITH_LENGTHS),
+    return ((BYTES_32, "CACHE_OK", lambda r: r < FIRST_WITH_LENGTHS),
             ("", "CACHE_OK", lambda r: r >= FIRST_WITH_LENGTHS),
             ("nothing aborts", "NO_RSEQ", lambda r: r < SIGNALS_ONLY),
             ("signals alone abort", "NO_RSEQ", lambda r: r >= SIGNALS_ONLY),
-            ("", "V2", lambda r: True))
+            ("", "V2", lambda r: True),
+            (PAGES_16K, "V2", lambda r: True))
 
 
 def choose(packages, arches=ARCHES, classes=None, quick=False):
     """What to boot: both edges of every stretch; where the archive has none, package is None."""
     releases = one_per_release(packages)
+    large_pages = one_per_release(packages, pages_16k=True)
     choices = []
     for arch in arches:
         for what, name, condition in _spans(arch):
             if classes and name not in classes:
                 continue
-            if quick and ((arch, name) not in QUICK or what == "32 bytes only"):
+            if quick and ((arch, name) not in QUICK or what in (BYTES_32, PAGES_16K)):
                 continue
-            here = [p for p in releases if p.arch == arch
+            here = [p for p in (large_pages if what == PAGES_16K else releases) if p.arch == arch
                     and expected_class(arch, p.release) == name and condition(p.release)]
             suffix = ", " + what if what else ""
             if not here:
                 choices.append(Choice(arch, name, "not available" + suffix, None))
-            elif quick:
+            elif quick or what == PAGES_16K:
                 choices.append(Choice(arch, name, "newest" + suffix, here[-1]))
             else:
                 choices.append(Choice(arch, name, "first" + suffix, here[0]))
@@ -146,12 +166,17 @@ def choose(packages, arches=ARCHES, classes=None, quick=False):
     return choices
 
 
+def choose_nothing(arches=ARCHES):
+    """The choices of a quick run where the archive cannot be asked."""
+    return [Choice(arch, name, "quick", None) for arch, name in QUICK if arch in arches]
+
+
 def choose_versions(packages, versions, arches=ARCHES):
     """The kernels whose release or Debian version is named."""
     choices = []
     for arch in arches:
-        for package in one_per_release(packages):
-            if package.arch == arch and (release_text(package.release) in versions
+        for package in one_per_release(packages) + one_per_release(packages, pages_16k=True):
+            if package.arch == arch and (version_text(package) in versions
                                          or package.version in versions):
                 choices.append(Choice(arch, expected_class(arch, package.release), "asked for",
                                       package))

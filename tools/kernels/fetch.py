@@ -71,7 +71,11 @@ def update_lists(force=False):
     done = subprocess.run(["apt-get", "-q"] + _apt_options(apt) + ["update"], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0 or "\nE:" in done.stdout or "Failed to fetch" in done.stdout:
-        raise Unavailable("apt-get update: " + done.stdout.strip()[-400:])
+        problem = "apt-get update: " + done.stdout.strip()[-400:]
+        if not os.path.exists(stamp):
+            raise Unavailable(problem)
+        warn(problem + "\nthe lists fetched before are used")
+        return
     with open(stamp, "w", encoding="utf-8"):
         pass
 
@@ -114,7 +118,8 @@ def read_lists():
     apt = os.path.join(cache_directory(), "apt")
     short = os.path.join(apt, "catalogue.json")
     updated = os.path.join(apt, "updated")
-    if os.path.exists(short) and os.stat(short).st_mtime >= os.stat(updated).st_mtime:
+    newest = max(os.stat(path).st_mtime for path in (updated, __file__, catalogue.__file__))
+    if os.path.exists(short) and os.stat(short).st_mtime >= newest:
         with open(short, encoding="utf-8") as file:
             known = json.load(file)
     else:

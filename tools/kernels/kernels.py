@@ -27,6 +27,7 @@ import report
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
+OBJDUMP = {"x86_64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
 TARGET = {"x86_64": "//tests/kernels:programs", "arm64": "//tests/kernels:programs_aarch64"}
 # The C libraries that dynamic programs run with: one that registers 32 bytes, one that registers
 # the length that the kernel advertises.
@@ -86,7 +87,7 @@ def built_programs(arch, progress):
         if name == "stress_dynamic":
             programs.update(shared_libraries(path))
         if name == "instructions":
-            programs[name + ".listing"] = listing(path)
+            programs[name + ".listing"] = listing(arch, path)
     return programs
 
 
@@ -109,9 +110,9 @@ def shared_libraries(path):
     return found
 
 
-def listing(path):
+def listing(arch, path):
     """The disassembly that the instruction test wants and cannot make inside a boot."""
-    done = subprocess.run(["objdump", "--disassemble", "--wide", "--no-show-raw-insn", path],
+    done = subprocess.run([OBJDUMP[arch], "--disassemble", "--wide", "--no-show-raw-insn", path],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise Failed("objdump %s: %s" % (path, done.stderr.decode("utf-8", "replace")))
@@ -167,23 +168,23 @@ def archive_for(one, programs):
     return initramfs.newc(files)
 
 
-def boot_all(choice, boots, programs, progress):
+def boot_all(choice, boots, programs, progress, deadline):
     """The row of one kernel."""
     kernel = fetch.kernel_image(choice.package, progress.show)
     results = []
     for one in boots:
-        results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), cpus=one.cpus,
-                                 append=one.append, smp_more=one.smp_more, seconds=one.seconds,
-                                 progress=progress.of_boot(one.name)))
+        results.append(boot.boot(choice.arch, kernel, archive_for(one, programs), one,
+                                 deadline=deadline, progress=progress.of_boot(one.name)))
     return judge.row_of(choice, boots, results)
 
 
 def list_kernels(choices, packages):
     """--list: what the archive offers and what would be booted."""
     chosen = {choice.package: choice.why for choice in choices}
-    for package in catalogue.one_per_release(packages):
+    for package in (catalogue.one_per_release(packages)
+                    + catalogue.one_per_release(packages, pages_16k=True)):
         print("%-7s %-10s %-10s %-20s %5.0f MB  %s" % (
-            package.arch, catalogue.release_text(package.release),
+            package.arch, catalogue.version_text(package),
             catalogue.expected_class(package.arch, package.release), package.suite,
             package.size / 1e6, "boots: " + chosen[package] if package in chosen else ""))
     for choice in choices:
@@ -206,13 +207,18 @@ def arguments(argv):
     parser.add_argument("--quick", action="store_true",
                         help="one kernel of four classes, shorter runs")
     parser.add_argument("--seconds", type=int, metavar="N",
-                        help="length of each stress run; default 20, with --quick 5")
+                        help="length of each stress run; default 20, with --quick 3")
+    parser.add_argument("--only", action="append", metavar="PATTERN",
+                        help="only programs of that name inside the boots, such as preempt, stress*")
+    parser.add_argument("--limit", type=int, metavar="N",
+                        help="seconds after which no further kernel is booted, and a boot ends")
+    parser.add_argument("--xml", metavar="FILE", help="the cells as test cases, too")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md")
     parser.add_argument("--consoles", metavar="DIR", help="keep what each boot printed")
     options = parser.parse_args(argv)
-    options.seconds = options.seconds or (5 if options.quick else 20)
+    options.seconds = options.seconds or (3 if options.quick else 20)
     return options
 
 
@@ -225,22 +231,33 @@ def choose(options, packages):
         return choices
     choices = catalogue.choose(packages, arches, options.classes, options.quick)
     if options.topology:
-        choices = [c for c in choices if c.package and c.arch == "x86_64"][-1:]
+        # The newest of each architecture, and of those to which a CPU can be added while they run.
+        newest = {(c.arch, c.expected == "CACHE_OK"): c for c in choices
+                  if c.package and not catalogue.has_16k_pages(c.package)}
+        choices = [newest[key] for key in (("x86_64", True), ("x86_64", False), ("arm64", False))
+                   if key in newest]
     return choices
 
 
 def run(options, progress):
     """Boots what was asked for; returns the rows."""
     progress.show("reading Debian's package lists")
-    fetch.update_lists(options.update)
-    packages, others = fetch.read_lists()
+    try:
+        fetch.update_lists(options.update)
+        packages, others = fetch.read_lists()
+    except fetch.Unavailable as error:
+        if not options.quick:
+            raise
+        fetch.warn(str(error))
+        return [judge.skipped(choice, str(error))
+                for choice in catalogue.choose_nothing(options.arch or catalogue.ARCHES)]
     choices = choose(options, packages)
     if options.list:
         progress.clear()
         list_kernels(choices, packages)
         return None
-    programs = {arch: built_programs(arch, progress)
-                for arch in sorted({c.arch for c in choices if c.package})}
+    deadline = time.monotonic() + options.limit if options.limit else float("inf")
+    programs = {}
     libcs = {} if options.quick else c_libraries(others, progress)
     rows = []
     for number, choice in enumerate(choices, 1):
@@ -248,16 +265,28 @@ def run(options, progress):
             rows.append(judge.not_available(choice))
             continue
         progress.prefix = "[%d/%d] %s %s %s: " % (
-            number, len(choices), choice.arch, catalogue.release_text(choice.package.release),
+            number, len(choices), choice.arch, catalogue.version_text(choice.package),
             choice.expected)
+        if time.monotonic() > deadline:
+            rows.append(judge.skipped(choice, "no time left"))
+            continue
+        try:
+            if choice.arch not in programs:
+                programs[choice.arch] = built_programs(choice.arch, progress)
+        except fetch.Unavailable as error:
+            fetch.warn(str(error))
+            rows.append(judge.skipped(choice, str(error)))
+            continue
         if options.topology:
-            boots = plan.topology_boots(options.seconds)
+            boots = plan.topology_boots(choice, options.seconds)
         else:
             boots = plan.boots_for(choice, programs[choice.arch],
                                    libcs if choice.arch == "x86_64" else {}, options.quick,
                                    options.seconds)
+        if options.only:
+            boots = plan.only(boots, options.only)
         try:
-            rows.append(boot_all(choice, boots, programs[choice.arch], progress))
+            rows.append(boot_all(choice, boots, programs[choice.arch], progress, deadline))
         except fetch.Unavailable as error:
             fetch.warn(str(error))
             rows.append(judge.skipped(choice, str(error)))
@@ -305,6 +334,9 @@ def main(argv):
         return 0
     for row in rows:
         row.pop("consoles", None)
+    if options.xml:
+        with open(options.xml, "w", encoding="utf-8") as file:
+            file.write(report.junit(rows))
     if options.json:
         print(json.dumps(rows, indent=1))
     else:

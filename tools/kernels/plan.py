@@ -2,20 +2,23 @@
 """What runs inside the boots of a kernel, and what each of it must answer."""
 
 import collections
+import fnmatch
 
 import catalogue
 
-# One boot: its plan as text, and how many seconds the plan may take at most.
-Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files")
+# One boot: its plan as text, and how many seconds the plan may take at most. model: a processor other
+# than the usual one; hot_add: what QEMU's monitor is told when the plan asks for a CPU; without_cpu:
+# the number of one that the device tree has but that cannot be started.
+Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files model hot_add "
+                              "without_cpu", defaults=(None, (), None))
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
 # The layers' own tests: name, program and its arguments. Without the cases that measure time, fill the
-# emulated CPUs with spinning threads, or count how much was disturbed in a fixed time.
-_SLABS = ("slabs_unit", "--gtest_filter=-*InACrowd")
+# emulated CPUs with spinning threads.
 UNITS = (("lock", ("lock_unit",)),
          ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
-         ("slabs_cpu", _SLABS + ("--mode=cpu",)), ("slabs_cid", _SLABS + ("--mode=cid",)),
-         ("slabs_locked", _SLABS + ("--mode=locked",)))
+         ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
+         ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # These force sections, or expect them to be aborted.
 NEED_ABORTS = ("probe", "slabs_cpu", "slabs_cid")
 # Emulation on a busy machine is slow: a limit only ends what hangs.
@@ -23,6 +26,12 @@ PATIENCE = 60
 
 EXPECTED_MODE = {"CACHE_OK": "v2safe-cpu", "NO_CACHE": "v2safe-cpu", "V2": "v2safe-cpu",
                  "NO_RSEQ": "locked"}
+
+
+# A processor that knows pages of 16 KiB and addresses of 52 bits, which the usual one does not.
+WIDE = "max"
+# Runs while the CPUs change have one of these in their names.
+CHANGES_CPUS = ("toggle", "cpuset", "hotadd")
 
 
 def legacy_mode(expected):
@@ -84,6 +93,14 @@ def boots_for(choice, programs, libcs, quick, seconds):
     if choice.arch == "x86_64":
         # Asked for the legacy scheme: granted only where the kernel rewrites.
         plan.stress("stress_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy")
+    if "stress_legacy_unproved" in programs:
+        # The legacy scheme without proof: safe only where the kernel rewrites.
+        wanted.add("stress_legacy_unproved")
+        plan.stress("sabotage_legacy", seconds, OWN_AREA, "PCMALLOC_CONF=rseq:legacy",
+                    program=("/bin/stress_legacy_unproved",))
+    if "musl" in programs:
+        wanted.add("musl")
+        plan.run("musl", seconds, "/bin/musl", str(seconds))
     for name, words in UNITS:
         if name == "slabs_cid" and release < catalogue.FIRST_WITH_LENGTHS:
             continue
@@ -93,7 +110,9 @@ def boots_for(choice, programs, libcs, quick, seconds):
         plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
     if not quick and "instructions" in programs and choice.expected != "NO_RSEQ":
         wanted |= {"instructions", "instructions.listing"}
-        plan.run("preempt", 240, "TMPDIR=/tmp", "/bin/instructions")
+        # QEMU translates all code anew when a breakpoint changes, 20 ms each on arm64.
+        plan.run("preempt", 240 if choice.arch == "x86_64" else 600, "TMPDIR=/tmp",
+                 "/bin/instructions")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
         wanted |= {name for name in programs if name.startswith("/lib/")}
@@ -103,10 +122,11 @@ def boots_for(choice, programs, libcs, quick, seconds):
             plan.stress("stress_libc_" + directory.replace(".", "_"), seconds,
                         program=("/" + loader, "--library-path", "/%s:/lib" % directory, "--preload",
                                  "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
+    large_pages = catalogue.has_16k_pages(choice.package)
     boots = [plan.boot("plain", _files(wanted, files))]
     if not quick and catalogue.modern_enough_for_debug(release):
         boots.append(_debug_boot(choice, seconds))
-    return boots
+    return [one._replace(model=WIDE) for one in boots] if large_pages else boots
 
 
 def _debug_boot(choice, seconds):
@@ -124,8 +144,50 @@ def _debug_boot(choice, seconds):
                      append="rseq_debug=1")
 
 
-def topology_boots(seconds):
+def _gap_boot(seconds):
+    """arm64: possible CPUs 0, 2 and 3. (On x86_64 the kernel numbers them without gaps.)"""
+    plan = _Plan()
+    plan.lines.append("show /sys/devices/system/cpu/possible")
+    plan.run("mode", 10, "/bin/mode")
+    for mode in ("v2safe-cpu", "v2safe-cid"):
+        plan.stress("stress_possible_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    plan.stress("stress_toggle_v2safe-cpu", seconds, "PCMALLOC_CONF=rseq:v2safe-cpu",
+                flags="toggle")
+    return plan.boot("gap in possible", _files({"init", "mode", "stress"}),
+                     cpus=4)._replace(without_cpu=1)
+
+
+def _hot_add_boot(seconds):
+    """x86_64: a third CPU is plugged in while a program runs, which then must have a slab there."""
+    plan = _Plan()
+    plan.run("mode", 10, "/bin/mode")
+    plan.lines.append("show /sys/devices/system/cpu/present")
+    plan.run("mode_hotadd", 20, "/bin/mode", "6", "20", flags="hotadd")
+    plan.lines.append("show /sys/devices/system/cpu/present")
+    for mode in ("v2safe-cpu", "v2safe-cid"):
+        plan.stress("stress_after_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    return plan.boot("hot-add", _files({"init", "mode", "stress"}), cpus=2,
+                     smp_more=",sockets=4,maxcpus=4")._replace(
+                         hot_add=("device_add Nehalem-x86_64-cpu,socket-id=2,core-id=0,thread-id=0",))
+
+
+def _wide_boot(seconds):
+    """arm64: a processor with all that QEMU has, addresses of 52 bits among it."""
+    plan = _Plan()
+    plan.run("mode", 10, "/bin/mode")
+    plan.run("mode_own", 10, OWN_AREA, "/bin/mode")
+    for mode in ("v2safe-cpu", "v2safe-cid", "locked"):
+        plan.stress("stress_wide_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    return plan.boot("wide addresses", _files({"init", "mode", "stress"}))._replace(model=WIDE)
+
+
+def topology_boots(choice, seconds):
     """Boots of one kernel with odd sets of CPUs."""
+    if choice.arch == "arm64":
+        return [_gap_boot(seconds), _wide_boot(seconds)]
+    if choice.expected == "CACHE_OK":
+        # Kernels from 7.0 on see no CPUs to come on a machine without a hypervisor's signature.
+        return [_hot_add_boot(seconds)]
     wanted = _files({"init", "mode", "stress"})
     boots = []
 
@@ -155,6 +217,18 @@ def topology_boots(seconds):
     plan.run("mode", 60, "/bin/mode", "3")
     boots.append(plan.boot("64 CPUs", _files({"init", "mode"}), cpus=64))
     return boots
+
+
+def only(boots, patterns):
+    """The same boots with those of their programs whose names match a pattern; none without any."""
+    found = []
+    for boot in boots:
+        lines = boot.text.split("\n")
+        left = [line for line in lines if not line.startswith("run ")
+                or any(fnmatch.fnmatch(line.split()[1], pattern) for pattern in patterns)]
+        if any(line.startswith("run ") for line in left):
+            found.append(boot._replace(text="\n".join(left)))
+    return found
 
 
 def _files(names, more=None):

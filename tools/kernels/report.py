@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table, the summary line and the exit status."""
 
+from xml.etree import ElementTree
+
 COLUMNS = (
     ("arch", "arch"), ("version", "kernel"), ("class", "class"), ("expected", "expected"),
-    ("mode", "mode"), ("stress", "stress"), ("preemption", "preempted"),
-    ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
+    ("mode", "mode"), ("stress", "stress"), ("sabotage", "sabotage"), ("preemption", "preempted"),
+    ("musl", "musl"), ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
     ("reason", "reason"),
 )
 # What is told apart from "wrong": the kernel was never booted.
@@ -37,6 +39,25 @@ def markdown(rows):
              "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cell(row, key) for key, _ in COLUMNS) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def junit(rows):
+    """The cells as test cases, for tools/test_summary.py."""
+    suite = ElementTree.Element("testsuite", name="kernels")
+    for row in rows:
+        where = " ".join(str(row[key]) for key in ("arch", "version", "expected") if row[key])
+        if row["class"] in UNBOOTED:
+            case = ElementTree.SubElement(suite, "testcase", classname=where, name="boot", time="0")
+            ElementTree.SubElement(case, "skipped", message="%s: %s" % (row["class"],
+                                                                        row["reason"]))
+            continue
+        for number, (name, wrong) in enumerate(row["cells"].items()):
+            # The boots are not divided among the cells.
+            case = ElementTree.SubElement(suite, "testcase", classname=where, name=name,
+                                          time=str(0 if number else row["seconds"]))
+            if wrong:
+                ElementTree.SubElement(case, "failure", message="; ".join(wrong))
+    return ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
 def counts(rows):
