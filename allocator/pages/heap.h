@@ -53,6 +53,7 @@ struct Heap {
   uint64_t idle_limit = ReleasePolicy::kIdleBytes;
   uint64_t idle_kept = 0;  // what decay leaves alone, because the program said so
   HeapLimits limits;
+  std::atomic<bool> helped{false};  // somebody calls Decay: slow paths need not look at the clock
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
   // When the next step is due; 0 before the first. Read without the lock.
