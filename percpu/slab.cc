@@ -17,8 +17,8 @@ extern "C" {
 // Read-only: a section that wrote to it would be a bug, and is stopped by the processor.
 constexpr Slab pcmalloc_closed_slab = MakeClosedSlab();
 
-constinit Slab* pcmalloc_slab_of[2 + kMaxCpus] = {const_cast<Slab*>(&pcmalloc_closed_slab),
-                                                  const_cast<Slab*>(&pcmalloc_closed_slab)};
+// All zero, so that 64 KiB do not lie in the file: no section runs before InitTable has filled it.
+constinit Slab* pcmalloc_slab_of[2 + kMaxCpus] = {};
 }
 
 }  // namespace pcmalloc::percpu

@@ -213,7 +213,7 @@ class LockedSlab {
 
 void InitTable(unsigned new_bound) {
   bound = new_bound < kMaxCpus ? new_bound : kMaxCpus;
-  for (unsigned i = 0; i < bound; ++i) Publish(static_cast<int>(i), ClosedSlab());
+  for (int i = -2; i < static_cast<int>(bound); ++i) Publish(i, ClosedSlab());
 }
 
 void Init(Mode new_mode, const Geometry& geometry) {
@@ -359,9 +359,11 @@ Capacity CapacityOf(int index, unsigned size_class) {
           slab->limit[size_class] - slab->begin[size_class]};
 }
 
-Slab* Stop(int index) {
+namespace {
+
+// Stop once the lock is held: takes the slab, or gives the lock back.
+Slab* TakeAway(int index) {
   CpuState& cpu = cpus[index];
-  if (SlabOf(index) == nullptr || !cpu.lock.Acquire()) return nullptr;
   if (mode != Mode::kLocked) {
     if (kSabotageRemoteWrite) return cpu.slab;
     Publish(index, ClosedSlab());
@@ -374,6 +376,13 @@ Slab* Stop(int index) {
     }
   }
   return cpu.slab;
+}
+
+}  // namespace
+
+Slab* Stop(int index) {
+  if (SlabOf(index) == nullptr || !cpus[index].lock.Acquire()) return nullptr;
+  return TakeAway(index);
 }
 
 bool Start(int index, Slab* slab) {
@@ -415,16 +424,10 @@ Activity ActivityOf(int index) {
   return {state, holds};
 }
 
-bool Resize(int index, const Geometry& geometry, Receiver receiver) {
-  LockHolder creating(creation_lock);
-  if (!creating) return false;
-  Slab* fresh = MakeSlab(geometry);
-  if (fresh == nullptr) return false;
-  Slab* old = Stop(index);
-  if (old == nullptr) {
-    KeepSlab(fresh);
-    return false;
-  }
+namespace {
+
+// Moves the contents of the slab of a stopped index to another slab and starts the index with that.
+void MoveTo(Slab* fresh, int index, Slab* old, Receiver receiver) {
   void* items[64];
   for (unsigned c = 1; c < kSlabClasses; ++c) {
     const Header header = old->headers[c];
@@ -439,7 +442,39 @@ bool Resize(int index, const Geometry& geometry, Receiver receiver) {
   }
   Start(index, fresh);
   KeepSlab(old);
+}
+
+}  // namespace
+
+bool Resize(int index, const Geometry& geometry, Receiver receiver) {
+  LockHolder creating(creation_lock);
+  if (!creating) return false;
+  Slab* fresh = MakeSlab(geometry);
+  if (fresh == nullptr) return false;
+  Slab* old = Stop(index);
+  if (old == nullptr) {
+    KeepSlab(fresh);
+    return false;
+  }
+  MoveTo(fresh, index, old, receiver);
   return true;
+}
+
+bool TryResize(int index, const Geometry& geometry, Receiver receiver) {
+  if (SlabOf(index) == nullptr || !creation_lock.TryAcquire()) return false;
+  Slab* old = nullptr;
+  if (cpus[index].lock.TryAcquire()) {
+    Slab* fresh = HasGeometry(SlabOf(index), geometry) ? nullptr : MakeSlab(geometry);
+    if (fresh == nullptr) {
+      cpus[index].lock.Release();
+    } else if ((old = TakeAway(index)) == nullptr) {
+      KeepSlab(fresh);
+    } else {
+      MoveTo(fresh, index, old, receiver);
+    }
+  }
+  creation_lock.Release();
+  return old != nullptr;
 }
 
 // A lock that the forking thread holds already (fork in a signal handler) stays with the code that

@@ -120,6 +120,10 @@ Activity ActivityOf(int index);
 // memory or the index could not be stopped.
 bool Resize(int index, const Geometry& geometry, Receiver receiver);
 
+// The same for the paths of malloc and free: never waits for a lock, so it also fails where the
+// index is stopped or another slab is being made or moved; no effect if the geometry is in force.
+bool TryResize(int index, const Geometry& geometry, Receiver receiver);
+
 // Bytes of address space of all slabs, in use or kept.
 size_t SlabBytes();
 

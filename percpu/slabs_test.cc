@@ -284,6 +284,20 @@ TEST_F(Slabs, ResizeUsesKeptSlabsAgain) {
   EXPECT_EQ(SlabBytes(), bytes);
 }
 
+TEST_F(Slabs, TryResizeNeverWaits) {
+  EXPECT_FALSE(TryResize(index_, GeometryWith(kSlots), Receive)) << "has it already";
+  EXPECT_EQ(PushAll(kClass, Tokens(0, 10)), 10u);
+  ASSERT_TRUE(TryResize(index_, GeometryWith(50), Receive));
+  EXPECT_EQ(CapacityOf(index_, kClass).most, 50u);
+  EXPECT_EQ(PopSome(kClass, 20).size(), 10u);
+  Slab* slab = Stop(index_);
+  ASSERT_NE(slab, nullptr);
+  // From another thread: one that has stopped the index is refused for its own sake.
+  std::thread([this] { EXPECT_FALSE(TryResize(index_, GeometryWith(4), Receive)); }).join();
+  ASSERT_TRUE(Start(index_, slab));
+  ASSERT_TRUE(TryResize(index_, GeometryWith(kSlots), Receive));
+}
+
 // The numbers of CPUs have gaps: what lies between two that are used stays without a slab.
 TEST_F(Slabs, NumbersWithGaps) {
   const int last = static_cast<int>(Bound()) - 1;

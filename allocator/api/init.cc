@@ -145,7 +145,7 @@ void Start() {
   TextBuffer why(reason, sizeof(reason));
   const percpu::Mode chosen = Choose(GetConfig().rseq, found, why);
   percpu::InitTable(found.cpu_bound);
-  percpu::Init(chosen, front::MakeGeometry());
+  percpu::Init(chosen, front::MakeCompactGeometry());
   release::Start();
   if (chosen == percpu::Mode::kCpuId) {
     PageHeap::OpenFastFree();

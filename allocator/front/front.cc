@@ -19,6 +19,9 @@ static_assert(kNumCachedClasses <= percpu::kSlabClasses);
 constexpr size_t kMostBytesOfAClass = size_t{1} << 20;
 constexpr uint32_t kMostSlots = 2048;
 constexpr uint32_t kFewestSlots = 4;
+constexpr uint32_t kCompactSlots = 24;
+// Misses of a CPU whose class has all the slots of the compact geometry, before it is left.
+constexpr uint32_t kCrampedMisses = 32;
 
 // Misses of one index; on a line of its own because every CPU counts its own.
 struct alignas(64) Counters {
@@ -26,6 +29,7 @@ struct alignas(64) Counters {
   std::atomic<uint64_t> refill_objects{0};
   std::atomic<uint64_t> flushes{0};
   std::atomic<uint64_t> flush_objects{0};
+  std::atomic<uint32_t> cramped{0};
 };
 constinit Counters counters[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> direct{0};
@@ -56,6 +60,26 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
   return half < batch ? half : batch;
 }
 
+uint32_t SlotsFor(unsigned size_class) {
+  const size_t slots = kMostBytesOfAClass / kClasses[size_class].size;
+  return slots > kMostSlots     ? kMostSlots
+         : slots < kFewestSlots ? kFewestSlots
+                                : static_cast<uint32_t>(slots);
+}
+
+// GrowCapacity, and the move to the wide geometry where that is what it takes.
+uint32_t Grow(int index, unsigned size_class) {
+  const uint32_t capacity = GrowCapacity(index, size_class);
+  if (capacity != kCompactSlots || SlotsFor(size_class) == kCompactSlots) return capacity;
+  std::atomic<uint32_t>& cramped = counters[index].cramped;
+  const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
+  cramped.store(misses, std::memory_order_relaxed);
+  if (misses < kCrampedMisses) return capacity;
+  cramped.store(0, std::memory_order_relaxed);
+  percpu::TryResize(index, MakeGeometry(), Return);
+  return capacity;
+}
+
 void* Emergency(unsigned size_class, Shortage shortage) {
   if (shortage != Shortage::kReentrant) return nullptr;
   // An aligned block is one of a class whose size is a multiple of the alignment.
@@ -68,11 +92,14 @@ void* Emergency(unsigned size_class, Shortage shortage) {
 
 percpu::Geometry MakeGeometry() {
   percpu::Geometry geometry = {};
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) geometry.capacity[c] = SlotsFor(c);
+  return geometry;
+}
+
+percpu::Geometry MakeCompactGeometry() {
+  percpu::Geometry geometry = {};
   for (unsigned c = 1; c < kNumCachedClasses; ++c) {
-    const size_t slots = kMostBytesOfAClass / kClasses[c].size;
-    geometry.capacity[c] = slots > kMostSlots     ? kMostSlots
-                           : slots < kFewestSlots ? kFewestSlots
-                                                  : static_cast<uint32_t>(slots);
+    geometry.capacity[c] = SlotsFor(c) < kCompactSlots ? SlotsFor(c) : kCompactSlots;
   }
   return geometry;
 }
@@ -88,7 +115,7 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
-  const uint32_t wanted = BatchFor(size_class, GrowCapacity(index, size_class));
+  const uint32_t wanted = BatchFor(size_class, Grow(index, size_class));
   const uint32_t got = central::Take(size_class, items, wanted, &shortage);
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   Count(counters[index].refills);
@@ -110,7 +137,7 @@ void Deallocate(unsigned size_class, void* p) {
   }
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const uint32_t before = percpu::CapacityOf(index, size_class).now;
-  const uint32_t capacity = GrowCapacity(index, size_class);
+  const uint32_t capacity = Grow(index, size_class);
   if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
   void* items[kMaxBatch];
   const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));

@@ -22,8 +22,13 @@
 
 namespace pcmalloc::front {
 
-// Slots for each class in a slab.
+// Slots for each class in a slab: as many as a busy CPU has use for.
 percpu::Geometry MakeGeometry();
+
+// The same for a CPU that has just begun: every stack it touches is a page of the wide geometry, so a
+// small process would pay for tables of mostly empty slots. After some misses for want of slots the
+// slab moves to the wide one.
+percpu::Geometry MakeCompactGeometry();
 
 // A block of the class, or null without memory.
 void* Allocate(unsigned size_class);

@@ -122,6 +122,26 @@ TEST_F(Front, ARefillServesSeveral) {
   for (void* p : warm) Deallocate(kClass, p);
 }
 
+// A slab begins compact. A few misses leave it so; a class that goes on missing gets the wide one.
+TEST_F(Front, ACrampedSlabBecomesWide) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 5;
+  Deallocate(kClass, Allocate(kClass));
+  const int index = percpu::CurrentIndex();
+  ShrinkIndex(index);  // no class has more than the compact geometry allows, so the books stay right
+  ASSERT_TRUE(percpu::Resize(index, MakeCompactGeometry(), Return));
+  const uint32_t compact = percpu::CapacityOf(index, kClass).most;
+  ASSERT_LT(compact, 64u);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kClass));
+  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, compact);
+  for (int i = 0; i < 5000; ++i) blocks.push_back(Allocate(kClass));
+  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, MakeGeometry().capacity[kClass]);
+  EXPECT_EQ(std::set<void*>(blocks.begin(), blocks.end()).size(), blocks.size());
+  for (void* p : blocks) Deallocate(kClass, p);
+  EXPECT_GT(percpu::CapacityOf(index, kClass).now, compact);
+}
+
 TEST_F(Front, AFullStackGivesABatchDown) {
   const Pinned pinned;
   constexpr unsigned kClass = 40;

@@ -58,6 +58,7 @@ struct Heap {
   uint64_t idle_limit = UINT64_MAX;  // instead of it, if the program said so
   uint64_t idle_kept = 0;            // what decay leaves alone, because the program said so
   HeapLimits limits;
+  std::atomic<bool> helped{false};  // somebody calls Decay: slow paths need not look at the clock
   IdleAges ages;
   uint64_t least_idle = 0;  // warm pages, since the last step of the ages
   // Whether the kernel serves hugepages, once somebody asked.

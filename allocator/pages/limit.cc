@@ -20,7 +20,10 @@ uint64_t FootprintBytes() {
 bool MayGrow(size_t pages) {
   const uint64_t limit = heap.limits.hard.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return true;
-  const uint64_t bytes = Bytes(pages);
+  // What growth may cost besides: steps of both maps, and a chunk of Spans.
+  constexpr uint64_t kBooks = uint64_t{256} << 10;
+  const uint64_t bytes =
+      Bytes(pages) + pages * (sizeof(Span*) + 1) + kBooks + heap.store.bytes() / 8;
   if (bytes > limit) return false;
   if (FootprintBytes() <= limit - bytes) return true;
   ReturnUnderLock({UINT64_MAX, kPageSize, true});
@@ -83,7 +86,15 @@ size_t PageHeap::ReleaseIdle() {
     const uint64_t idle = pages::Bytes(pages::IdlePages());
     bytes = idle > heap.idle_kept ? idle - heap.idle_kept : 0;
   }
-  return bytes == 0 ? 0 : Release(bytes);
+  // In parts: a fork waits for the end of one.
+  constexpr uint64_t kPart = uint64_t{64} << 20;
+  size_t returned = 0;
+  while (returned < bytes) {
+    const size_t part = Release(bytes - returned < kPart ? bytes - returned : kPart);
+    if (part == 0) break;
+    returned += part;
+  }
+  return returned;
 }
 
 }  // namespace pcmalloc

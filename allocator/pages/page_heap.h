@@ -68,7 +68,10 @@ class PageHeap {
   // UINT64_MAX if none ever will. The page heap itself does the same on its slow paths.
   static uint64_t Decay(uint64_t now_ms);
 
-  // The same, with the present time, and almost free unless something is due: for slow paths of the
+  // Whether somebody calls Decay from now on, so that slow paths can do without the clock.
+  static void SetHelped(bool helped);
+
+  // Decay with the present time, and almost free unless something is due: for slow paths of the
   // layers above. The caller may hold locks of lower ranks, but others may have to wait for them.
   static void Tick();
 

@@ -274,7 +274,9 @@ uint64_t GrowthExcess() {
 
 void Maintain(uint64_t excess_bytes) {
   const uint64_t decay_ms = GetConfig().decay;
-  const uint64_t now_ms = decay_ms == 0 || decay_ms == kNever ? 0 : os::CoarseMilliseconds();
+  const bool idle =
+      decay_ms == 0 || decay_ms == kNever || heap.helped.load(std::memory_order_relaxed);
+  const uint64_t now_ms = idle ? 0 : os::CoarseMilliseconds();
   const bool step = now_ms != 0 && now_ms >= heap.next_step_ms.load(std::memory_order_relaxed);
   if (excess_bytes == 0 && !step) return;
   // Whoever has it returns memory just now, or is this thread's interrupted frame.
@@ -316,6 +318,8 @@ uint64_t PageHeap::Decay(uint64_t now_ms) {
   if (!returning) return IdleAges::SleepMs(GetConfig().decay);
   return pages::DecayStep(now_ms);
 }
+
+void PageHeap::SetHelped(bool helped) { heap.helped.store(helped, std::memory_order_relaxed); }
 
 void PageHeap::Tick() { pages::Maintain(0); }
 

@@ -46,6 +46,10 @@ constinit char pressure_file[kPathBytes] = "";
 
 constinit char files_root[kPathBytes] = "";
 
+constinit std::atomic<bool> files_forbidden{false};
+
+bool ReadsFiles() { return GetConfig().cgroup && !files_forbidden.load(std::memory_order_relaxed); }
+
 uint64_t Least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 uint64_t LimitInForce() {
@@ -81,7 +85,7 @@ void SetMark(uint64_t footprint) {
   const uint64_t beyond = footprint > limit ? footprint + step : limit;
   const uint64_t reading = read_at.load(std::memory_order_relaxed);
   const uint64_t files = reading == 0 ? kWorthReading : reading * 2;
-  PageHeap::SetMark(GetConfig().cgroup ? Least(beyond, files) : beyond);
+  PageHeap::SetMark(ReadsFiles() ? Least(beyond, files) : beyond);
 }
 
 // Objects that caches hold beyond the present budget go down, everything free goes out.
@@ -158,7 +162,7 @@ uint64_t HardLimit() { return hard.load(std::memory_order_relaxed); }
 void OnGrowth() {
   const uint64_t footprint = PageHeap::Footprint();
   const uint64_t reading = read_at.load(std::memory_order_relaxed);
-  if (GetConfig().cgroup && footprint >= (reading == 0 ? kWorthReading : reading * 2)) {
+  if (ReadsFiles() && footprint >= (reading == 0 ? kWorthReading : reading * 2)) {
     Cgroup cgroup;
     if (ReadFiles(footprint, &cgroup)) {
       Apply();
@@ -170,7 +174,7 @@ void OnGrowth() {
 }
 
 void WatchMachine(uint64_t now_ms) {
-  if (!GetConfig().cgroup) return;
+  if (!ReadsFiles()) return;
   bool changed = false;
   if (now_ms >= next_cgroup_ms) {
     next_cgroup_ms = now_ms + kCgroupEveryMs;
@@ -192,6 +196,8 @@ void WatchMachine(uint64_t now_ms) {
   }
   if (changed) Apply();
 }
+
+void LeaveFilesAlone() { files_forbidden.store(true, std::memory_order_relaxed); }
 
 bool UnderPressure() { return pressed.load(std::memory_order_relaxed); }
 

@@ -43,6 +43,9 @@ void OnGrowth();
 // For the background thread: the cgroup's limit every ten seconds, the pressure every second.
 void WatchMachine(uint64_t now_ms);
 
+// From now on no files are read: the process may not be allowed to.
+void LeaveFilesAlone();
+
 // Whether the last look found memory short: then the next must not be put off for ever.
 bool UnderPressure();
 

@@ -22,6 +22,7 @@ constexpr uint32_t Low(int i) {
 constexpr uint32_t High(int i) { return Low(i) + 4; }
 
 const sock_filter kAllow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+const sock_filter kDie = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 const sock_filter kRefuse = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM);
 
 bool Install(std::vector<sock_filter> code) {
@@ -30,17 +31,21 @@ bool Install(std::vector<sock_filter> code) {
          syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0;
 }
 
-}  // namespace
-
-bool RefuseSystemCalls(const std::vector<int>& numbers) {
+bool InstallFor(const std::vector<int>& numbers, sock_filter verdict) {
   std::vector<sock_filter> code = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kLoadNumber)};
   for (int number : numbers) {
     code.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(number), 0, 1));
-    code.push_back(kRefuse);
+    code.push_back(verdict);
   }
   code.push_back(kAllow);
   return Install(std::move(code));
 }
+
+}  // namespace
+
+bool RefuseSystemCalls(const std::vector<int>& numbers) { return InstallFor(numbers, kRefuse); }
+
+bool DieOnSystemCalls(const std::vector<int>& numbers) { return InstallFor(numbers, kDie); }
 
 bool RefuseLargeCommits() {
   constexpr uint32_t kGiB = 1u << 30;

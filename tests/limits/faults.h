@@ -14,6 +14,9 @@ namespace pcmalloc::testing {
 // Each of these system calls fails with ENOMEM from now on. False if there is no seccomp.
 bool RefuseSystemCalls(const std::vector<int>& numbers);
 
+// Each of these system calls kills the process from now on.
+bool DieOnSystemCalls(const std::vector<int>& numbers);
+
 // Every mmap and mprotect for more than 1 GiB of writable memory fails with ENOMEM, as it does
 // under vm.overcommit_memory=2 when that is all there is; reserving without write access is
 // allowed.

@@ -65,6 +65,7 @@ ROWS = [
     _row('v2-both-cpus', 'v2-cpu', 'NO_CACHE', 'holds', STOP_BOTH=1, BATCH=2),
     _row('v2-cid', 'v2-cid', 'NO_CACHE', 'holds', BATCH=2),
     _row('v2-weak', 'v2-cpu', 'NO_CACHE', 'holds', WEAK=1, BATCH=2),
+    _row('v2-cid-weak', 'v2-cid', 'NO_CACHE', 'holds', WEAK=1, BATCH=2),
     _row('v2-weak-first-use', 'v2-cpu', 'NO_CACHE', 'holds', WEAK=1, BATCH=2, FIRST_USE=1),
     _row('v2-weak-swap', 'v2-cpu', 'NO_CACHE', 'holds', 'full', WEAK=1, BATCH=2, SWAP=1),
     # The legacy scheme needs the rewriting too.
@@ -94,6 +95,12 @@ ROWS = [
          RELAXED_PUBLISH=1),
     _row('caller-no-barrier', 'v2-cpu', 'CACHE_OK', 'fails', WEAK=1, CALLER_NO_BARRIER=1),
     _row('target-no-barrier', 'v2-cpu', 'CACHE_OK', 'fails', WEAK=1, TARGET_NO_BARRIER=1),
+    # mm_cid: an index wanders between CPUs, so what one CPU stored must reach the next.
+    _row('cid-no-switch-barrier', 'v2-cid', 'CACHE_OK', 'fails', WEAK=1, NO_SWITCH_BARRIER=1),
+    _row('cid-relaxed-publish', 'v2-cid', 'CACHE_OK', 'fails', WEAK=1, BATCH=2, FIRST_USE=1,
+         RELAXED_PUBLISH=1),
+    _row('cid-caller-no-barrier', 'v2-cid', 'CACHE_OK', 'fails', WEAK=1, CALLER_NO_BARRIER=1),
+    _row('cid-target-no-barrier', 'v2-cid', 'CACHE_OK', 'fails', WEAK=1, TARGET_NO_BARRIER=1),
     # Larger configurations.
     _row('v2-mixed', 'v2-cpu', 'NO_CACHE', 'holds', 'full', BATCH=1),
     _row('v2-both-cpus-swap', 'v2-cpu', 'NO_CACHE', 'holds', 'full', STOP_BOTH=1, SWAP=1),
@@ -101,6 +108,9 @@ ROWS = [
     _row('v2-cid-single', 'v2-cid', 'NO_CACHE', 'holds', 'full'),
     _row('v2-cid-swap', 'v2-cid', 'NO_CACHE', 'holds', 'full', SWAP=1, BATCH=2),
     _row('v2-weak-single', 'v2-cpu', 'NO_CACHE', 'holds', 'full', WEAK=1),
+    _row('v2-cid-weak-first-use', 'v2-cid', 'NO_CACHE', 'holds', 'full', WEAK=1, BATCH=2,
+         FIRST_USE=1),
+    _row('legacy-weak', 'legacy', 'CACHE_OK', 'holds', 'full', WEAK=1, BATCH=2),
     _row('legacy-swap', 'legacy', 'CACHE_OK', 'holds', 'full', SWAP=1),
     _row('legacy-batch', 'legacy', 'CACHE_OK', 'holds', 'full', BATCH=2, FIRST_USE=1),
 ]

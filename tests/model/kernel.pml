@@ -72,7 +72,7 @@ bit lock[2];              // one per CPU
 // A slot at or above `current` is dead. It is poisoned where possible: whoever acts on it is caught
 // at once, and stale contents do not multiply the states. (Uncommitted stores are in dead
 // slots too; they die with the section's abort, when no other section can be under way there.)
-#define POISON (!TARGET_NO_BARRIER && RESUMPTIONS_ALIKE && ABORT_PREEMPT && ABORT_FENCE)
+#define POISON (!TARGET_NO_BARRIER && !NO_SWITCH_BARRIER && RESUMPTIONS_ALIKE && ABORT_PREEMPT && ABORT_FENCE)
 #if POISON
 #if WEAK
 #define Poison(c, s, i) buffer[(c) * LOCATIONS + SLOT(s, i)] = NOTHING; mem[SLOT(s, i)] = JUNK
@@ -89,6 +89,12 @@ bit lock[2];              // one per CPU
 #else
 #define Poison(c, s, i) skip
 #define PoisonDead(index) skip
+#endif
+
+#if NO_SWITCH_BARRIER
+#define SWITCH_BARRIER(c) skip
+#else
+#define SWITCH_BARRIER(c) BARRIER(c)
 #endif
 
 // ---- Kernel -------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ proctype kernel(byte t) provided (settled) {
   do
   :: atomic { running(t) ->
        printf("kernel    preempts T%d on cpu %d\n", t, seat[t]);
-       BARRIER(seat[t]);
+       SWITCH_BARRIER(seat[t]);
        Preempt(t); index = 0 }
 #if CID
   :: atomic { !running(t) && idle_cpu(0) && idle_cid(t, 0) -> cid[t] = 0; Resume(t, 0) }
@@ -185,6 +191,14 @@ proctype kernel(byte t) provided (settled) {
   assert(s != owned);              /* else: commit on a slab that the stopper owns */ \
   assert(slab_for[INDEX(t)] == s)  /* else: commit on another CPU's slab */
 
+// What is in a slab of index c while nobody works on it. By cpu_id its last stores may wait in that
+// CPU's buffer, by mm_cid in the buffer of the CPU where the index was last in use.
+#if CID && WEAK
+#define SEEN(c, l) (PENDING(0, l) -> buffer[l] : LOAD(1, l))
+#else
+#define SEEN(c, l) LOAD(c, l)
+#endif
+
 // Conservation: with nobody inside an operation every object is in exactly the place it should be.
 proctype quiescence() provided (settled) {
   byte c, i, n, o, inside;
@@ -194,11 +208,11 @@ proctype quiescence() provided (settled) {
        c = 0;
        do
        :: c < 2 && slab_for[c] != CLOSED ->
-          n = LOAD(c, CURRENT(slab_for[c]));
+          n = SEEN(c, CURRENT(slab_for[c]));
           i = 1;
           do
           :: i < n ->
-             o = LOAD(c, SLOT(slab_for[c], i));
+             o = SEEN(c, SLOT(slab_for[c], i));
              assert(o >= 1 && o <= OBJECTS);
              assert(place[o] == slab_for[c]);
              assert((inside & (1 << o)) == 0);  // else: one object in two slots
@@ -224,7 +238,12 @@ proctype quiescence() provided (settled) {
 
 #if WEAK
 // Only who holds a lock looks at what another CPU has stored, so only then does the time matter.
-#define F(l) :: atomic { (lock[0] || lock[1]) && PENDING(c, l) -> FLUSH(c, l) }
+#if NO_SWITCH_BARRIER && CID
+#define others_look true
+#else
+#define others_look (lock[0] || lock[1])
+#endif
+#define F(l) :: atomic { others_look && PENDING(c, l) -> FLUSH(c, l) }
 proctype store_buffer(byte c) provided (settled) {
   do
   F(0) F(1)

@@ -137,12 +137,15 @@ def _run_once(arguments, limit, progress, monitor=None, hot_add=()):
                     for line in lines:
                         result.take(line.decode("utf-8", "replace").rstrip("\r"))
                     if to_add and "hot_add" in result.values:
-                        result.log.append("hot_add: " + tell_monitor(monitor, to_add.pop(0)))
+                        answer = tell_monitor(monitor, to_add.pop(0))
+                        if "Error" in answer:
+                            result.log.append("hot_add: " + answer.split("Error", 1)[1])
                     progress(result, time.monotonic() - began)
         finally:
+            # It has a moment to end by itself, unless this is the end of the whole run.
             if qemu.poll() is None:
                 try:
-                    qemu.wait(5 if not result.late else 0)
+                    qemu.wait(0 if result.late or not result.complete else 5)
                 except subprocess.TimeoutExpired:
                     os.killpg(qemu.pid, signal.SIGKILL)
     result.seconds = time.monotonic() - began

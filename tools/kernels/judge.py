@@ -100,7 +100,7 @@ def row_of(choice, boots, results):
            "suite": package.suite, "arch": choice.arch, "why": choice.why,
            "expected": choice.expected, "class": "unknown", "mode": None, "reason": None,
            "feature_size": None, "stress": None, "preemption": None, "same_core": None,
-           "tests": None, "sabotage": None, "musl": None, "boots": [], "log": [], "consoles": {}}
+           "tests": None, "sabotage": None, "space": None, "musl": None, "boots": [], "log": [], "consoles": {}}
     cells = Cells()
     stress = [0, 0]
     tests = [0, 0]
@@ -164,6 +164,8 @@ def _judge_probe(choice, boot, result, row, cells):
         _is(said.get("status"), "0", "%s, %s" % (boot.name, name), wrong)
         _is(said.get("mode"), plan.EXPECTED_MODE[choice.expected], "%s, %s" % (boot.name, name),
             wrong)
+        if row["space"] is None and "page" in said:
+            row["space"] = "%dk, %s" % (int(said["page"]) // 1024, said.get("address_bits"))
         if row["mode"] is None and name == "mode":
             row["mode"] = said.get("mode")
             row["reason"] = said.get("reason")

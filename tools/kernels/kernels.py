@@ -13,6 +13,7 @@ run could not be made.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -347,7 +348,12 @@ def main(argv):
     return report.exit_status(rows)
 
 
+def _terminated(*_):
+    sys.exit(143)  # by the way of `finally`, which ends QEMU
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 COLUMNS = (
     ("arch", "arch"), ("version", "kernel"), ("class", "class"), ("expected", "expected"),
-    ("mode", "mode"), ("stress", "stress"), ("sabotage", "sabotage"), ("preemption", "preempted"),
+    ("mode", "mode"), ("space", "page, bits"), ("stress", "stress"), ("sabotage", "sabotage"), ("preemption", "preempted"),
     ("musl", "musl"), ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
     ("reason", "reason"),
 )
