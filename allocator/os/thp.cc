@@ -8,6 +8,7 @@
 #include "allocator/base/syscall.h"
 #include "allocator/base/text.h"
 #include "allocator/os/memory.h"
+#include "allocator/os/sandbox.h"
 
 #ifndef PR_GET_THP_DISABLE
 #define PR_GET_THP_DISABLE 42
@@ -55,7 +56,8 @@ HugePages ParseHugePages(const char* text, size_t length) {
 }
 
 HugePages FindHugePages(const char* folder) {
-  if (KernelPageSize() != 4096) return HugePages::kNever;
+  // A filter that knows the program but not us might kill it for what follows.
+  if (KernelPageSize() != 4096 || InSandbox()) return HugePages::kNever;
   // Newer kernels: bit 1 says that those who ask are served all the same.
   const long disabled = RawSyscall(SYS_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0);
   if (disabled > 0 && (disabled & 2) == 0) return HugePages::kNever;
