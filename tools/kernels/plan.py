@@ -110,9 +110,9 @@ def boots_for(choice, programs, libcs, quick, seconds):
         plan.run("unit_" + name, 60, "TMPDIR=/tmp", "/bin/" + words[0], *words[1:])
     if not quick and "instructions" in programs and choice.expected != "NO_RSEQ":
         wanted |= {"instructions", "instructions.listing"}
-        # QEMU translates all code anew when a breakpoint changes, 20 ms each on arm64.
-        plan.run("preempt", 240 if choice.arch == "x86_64" else 600, "TMPDIR=/tmp",
-                 "/bin/instructions")
+        # QEMU translates all code anew when a breakpoint changes, 20 ms each on arm64,
+        # several times that on a busy machine.
+        plan.run("preempt", 600, "TMPDIR=/tmp", "/bin/instructions")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
         wanted |= {name for name in programs if name.startswith("/lib/")}
