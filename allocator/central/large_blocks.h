@@ -26,12 +26,17 @@ namespace pcmalloc::central {
 uint32_t TakeLarge(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
 uint32_t GiveLarge(void* const* in, uint32_t n);
 
+// clang 14 has __atomic_store_n for integers only.
+inline void SetState(Span* span, SpanState state) {
+  __atomic_store(&span->state, &state, __ATOMIC_RELAXED);
+}
+
 // If a live block of a large class starts at `p`, marks it as free in a cache and returns its span;
 // null for everything else. Async-signal-safe.
 inline Span* MarkCached(void* p) {
   Span* span = PrimarySpanAt(p);
   if (span == nullptr || span->size_class == 0 || span->state != SpanState::kLarge) return nullptr;
-  __atomic_store_n(&span->state, SpanState::kCached, __ATOMIC_RELAXED);
+  SetState(span, SpanState::kCached);
   span->zeroed = false;
   return span;
 }
@@ -40,7 +45,7 @@ inline Span* MarkCached(void* p) {
 inline void MarkTaken(void* p) {
   Span* span = PrimarySpanAt(p);
   // Blocks of other arenas and of emergency memory are never marked.
-  if (span != nullptr) __atomic_store_n(&span->state, SpanState::kLarge, __ATOMIC_RELAXED);
+  if (span != nullptr) SetState(span, SpanState::kLarge);
 }
 
 }  // namespace pcmalloc::central
