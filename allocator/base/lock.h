@@ -63,6 +63,14 @@ class Lock {
   // also frees a lock that another thread, which is not there, had taken for a fork of its own.
   void ReleaseAfterFork(bool in_child = false);
 
+  // Whether a thread has it that is between the fork handlers: what it guards is at rest.
+  bool HeldForFork() const { return for_fork_.load(std::memory_order_relaxed); }
+
+  // In a fork's child, for a lock that fork does not take: frees it if its holder is not there.
+  void FreeInChild() {
+    if (!HeldBySelf()) word_.store(kFree, std::memory_order_relaxed);
+  }
+
  protected:
   bool Acquire(LockRank rank);
   bool TryAcquire(LockRank rank);

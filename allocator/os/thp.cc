@@ -3,16 +3,10 @@
 
 #include <fcntl.h>
 #include <string.h>
-#include <sys/prctl.h>
 
 #include "allocator/base/syscall.h"
 #include "allocator/base/text.h"
 #include "allocator/os/memory.h"
-#include "allocator/os/sandbox.h"
-
-#ifndef PR_GET_THP_DISABLE
-#define PR_GET_THP_DISABLE 42
-#endif
 
 namespace pcmalloc::os {
 namespace {
@@ -34,14 +28,27 @@ bool Is(const char* word, size_t length, const char* text) {
 }
 
 // 0 where there is no such file.
-size_t ReadFile(const char* folder, const char* name, char* buffer, size_t size) {
-  Text<256> path;
-  path.Str(folder).Str(name);
-  const long fd = RawSyscall(SYS_openat, AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC, 0);
+size_t ReadFile(const char* path, char* buffer, size_t size) {
+  const long fd = RawSyscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
   if (fd < 0) return 0;
   const long length = RawSyscall(SYS_read, fd, buffer, size);
   RawSyscall(SYS_close, fd);
   return length < 0 ? 0 : static_cast<size_t>(length);
+}
+
+size_t ReadFile(const char* folder, const char* name, char* buffer, size_t size) {
+  Text<256> path;
+  path.Str(folder).Str(name);
+  return ReadFile(path.c_str(), buffer, size);
+}
+
+// What prctl(PR_SET_THP_DISABLE) did, from a file: sandboxes that let a program open files need not
+// know prctl. Since Linux 5.0; before, asking is in vain and does no harm.
+bool SwitchedOffForProcess() {
+  constexpr char kKey[] = "\nTHP_enabled:\t0";
+  char text[4096];
+  const size_t length = ReadFile("/proc/self/status", text, sizeof(text));
+  return memmem(text, length, kKey, sizeof(kKey) - 1) != nullptr;
 }
 
 }  // namespace
@@ -56,11 +63,8 @@ HugePages ParseHugePages(const char* text, size_t length) {
 }
 
 HugePages FindHugePages(const char* folder) {
-  // A filter that knows the program but not us might kill it for what follows.
-  if (KernelPageSize() != 4096 || InSandbox()) return HugePages::kNever;
-  // Newer kernels: bit 1 says that those who ask are served all the same.
-  const long disabled = RawSyscall(SYS_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0);
-  if (disabled > 0 && (disabled & 2) == 0) return HugePages::kNever;
+  if (KernelPageSize() != 4096) return HugePages::kNever;
+  if (SwitchedOffForProcess()) return HugePages::kNever;
   char text[128];
   size_t length = ReadFile(folder, "/hpage_pmd_size", text, sizeof(text));
   if (length != 0 && !Is(text, length, "2097152\n")) return HugePages::kNever;

@@ -3,7 +3,7 @@
 // Purpose: whether the kernel serves transparent hugepages of 2 MiB to those who ask.
 // Invariants: errno is kept; nothing is allocated; async-signal-safe. What cannot be found out
 //   counts as "on request": asking for a hugepage in vain does no harm.
-// Cost: up to three small files and a system call; to be asked once.
+// Cost: up to four small files; to be asked once.
 #ifndef PCMALLOC_ALLOCATOR_OS_THP_H_
 #define PCMALLOC_ALLOCATOR_OS_THP_H_
 

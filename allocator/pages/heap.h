@@ -153,6 +153,9 @@ void NoteGrowth();
 // 0 when below, or without one. Needs the lock.
 uint64_t BytesAboveSoftLimit();
 
+// Puts back what is kReturning, in a fork's child whose parent was at it. Needs the lock.
+void RecoverReturning();
+
 // What the policy wants back now that pages were given, or got memory; 0 mostly. Needs the lock.
 uint64_t ExcessBytes();
 uint64_t GrowthExcess();

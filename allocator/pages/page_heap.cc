@@ -370,15 +370,15 @@ PageStats PageHeap::Stats() {
   return stats;
 }
 
-bool PageHeap::LockForFork() {
-  // What is being returned is nowhere until it has been: fork waits for that.
-  (void)heap.return_lock.AcquireForFork();
-  return heap.lock.AcquireForFork();
-}
+bool PageHeap::LockForFork() { return heap.lock.AcquireForFork(); }
 
 void PageHeap::UnlockAfterFork(bool in_child) {
+  // Who was returning memory is not there, unless it is this very thread, in a signal handler.
+  if (in_child && !heap.return_lock.HeldBySelf()) {
+    if (heap.lock.HeldForFork()) pages::RecoverReturning();
+    heap.return_lock.FreeInChild();
+  }
   heap.lock.ReleaseAfterFork(in_child);
-  heap.return_lock.ReleaseAfterFork(in_child);
 }
 
 }  // namespace pcmalloc

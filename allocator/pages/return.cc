@@ -10,7 +10,8 @@
 // Of a hugepage that is in use in part nothing goes, unless the order is to break it: then the kernel
 // splits it, and it is not asked for again before it was cold altogether.
 //
-// return_lock is held throughout, so there is one such batch at a time, and fork finds none.
+// return_lock is held throughout, so there is one such batch at a time. fork does not wait for it:
+// the child puts the ranges back.
 #include "allocator/base/report.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
@@ -218,6 +219,22 @@ uint64_t DecayStep(uint64_t now_ms) {
 
 }  // namespace
 
+void RecoverReturning() {
+  for (int i = 0; i < Arenas::count(); ++i) {
+    Arena& arena = Arenas::at(i);
+    if (arena.base() == 0 || heap.returning_pages.load(std::memory_order_relaxed) == 0) continue;
+    for (size_t page = arena.first_page(); page < arena.used_pages();) {
+      Span* span = arena.SpanAt(page);
+      if (span->state == SpanState::kReturning) {
+        --arena.spans_in_use;
+        heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
+        span = MakeFreeMerged(arena, span, span->start, span->pages, kUsed);
+      }
+      page = arena.PageOf(span->end());
+    }
+  }
+}
+
 uint64_t ReturnUnderLock(const Order& order) {
   Returning returning(order);
   while (returning.Pick()) {
@@ -233,9 +250,9 @@ uint64_t ReturnLongest(const Order& order) {
   Returning returning(order);
   while (true) {
     {
-      // Never refused: whoever holds return_lock by the rules of ranks does not hold the lock.
+      // Refused only to a handler between fork's own, and then from the beginning.
       LockHolder held(heap.lock);
-      PCMALLOC_CHECK(held);
+      if (!held) return 0;
       returning.Settle();
       if (!returning.Pick()) {
         returning.Finish();
