@@ -7,6 +7,7 @@ import unittest
 import xml.etree.ElementTree
 
 import allocators
+import markdown
 import page
 import plots
 import run
@@ -26,6 +27,17 @@ SAMPLE = [
     record("a", "pcmalloc", 10.0, 9.0, 12.0),
     record("b", "glibc", 10.0), record("b", "jemalloc", 20.0), record("b", "pcmalloc", 5.0),
 ]
+
+
+class Markdown(unittest.TestCase):
+    def test_table(self):
+        text = markdown.render(SAMPLE, ["glibc", "jemalloc", "pcmalloc"], "pcmalloc",
+                               [("CPU", "fast")], "all")
+        self.assertIn("- CPU: fast\n", text)
+        self.assertIn("### micro: ns_per_op, ns\n", text)
+        self.assertIn("| a | 40.0 | 20.0 | **10.0** | jemalloc | 0.50 | 0.25 |\n", text)
+        self.assertIn("| b | 10.0 | 20.0 | **5.00** | glibc | 0.50 | 0.50 |\n", text)
+        self.assertIn("| geometric mean / glibc | 1.00 | 1.00 | 0.35 |  | 0.50 | 0.35 |\n", text)
 
 
 class Statistics(unittest.TestCase):

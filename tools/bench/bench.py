@@ -11,6 +11,7 @@ import sys
 import tempfile
 
 import allocators as allocators_module
+import markdown
 import page
 import run
 import suites
@@ -36,7 +37,9 @@ def parse_arguments(argv):
                         help="the allocator whose ratios are shown (default pcmalloc)")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--html", metavar="FILE")
-    parser.add_argument("--from-json", metavar="FILE", help="show earlier results, run nothing")
+    parser.add_argument("--markdown", metavar="FILE", help="the tables of docs/performance.md")
+    parser.add_argument("--from-json", metavar="FILES",
+                        help="comma list: show earlier results, run nothing")
     parser.add_argument("--bin-dir", metavar="DIR", help="built benchmarks (default: build them)")
     parser.add_argument("--library", metavar="FILE", help="libpcmalloc.so (default: build it)")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
@@ -133,9 +136,13 @@ def measure(options):
 def main(argv=None):
     options = parse_arguments(argv)
     if options.from_json:
-        with open(options.from_json, encoding="utf-8") as file:
-            records = json.load(file)
-        failed, facts = set(), [("results", os.path.basename(options.from_json))]
+        paths = options.from_json.split(",")
+        records = []
+        for path in paths:
+            with open(path, encoding="utf-8") as file:
+                records += json.load(file)
+        failed = set()
+        facts = [("results", ", ".join(os.path.basename(path) for path in paths))]
     else:
         records, failed, facts = measure(options)
     names = list(dict.fromkeys([r["allocator"] for r in records] + sorted(f[2] for f in failed)))
@@ -146,6 +153,9 @@ def main(argv=None):
     if options.html:
         with open(options.html, "w", encoding="utf-8") as file:
             file.write(page.render(records, names, options.subject, facts))
+    if options.markdown:
+        with open(options.markdown, "w", encoding="utf-8") as file:
+            file.write(markdown.render(records, names, options.subject, facts, options.metrics))
     print(table.render(records, names, options.subject, failed, sys.stdout.isatty(),
                        options.metrics), end="")
     if failed:
