@@ -169,10 +169,10 @@ TEST(LimitsTest, RefusedCommitmentUsesWhatIsThere) {
     GiveAll(&spans);
     // A warm range beside a cold one: both together must serve one request.
     PageHeap::Release(SIZE_MAX);
-    Span* warm = TakeOrNull(Pages(3 * kMiB));
+    Span* warm = TakeOrNull(Pages(2 * kMiB));
     ASSERT_NE(warm, nullptr);
     ASSERT_EQ(PageHeap::Give(warm), PageResult::kOk);
-    ASSERT_GE(PageHeap::Stats().free_bytes, 3 * kMiB);
+    ASSERT_GE(PageHeap::Stats().free_bytes, 2 * kMiB);
     Span* all = TakeOrNull(Pages(bytes - kMiB));
     ASSERT_NE(all, nullptr);
     EXPECT_EQ(PageHeap::Resize(all, Pages(kGiB)), PageResult::kNoMemory);

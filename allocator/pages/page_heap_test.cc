@@ -168,13 +168,13 @@ TEST(PageHeapTest, ReleaseReturnsMemoryForGood) {
 #endif
   PageHeap::Release(SIZE_MAX);
   const size_t before = ResidentKiB();
-  Span* span = TakeOrNull(3 * kPagesPerMiB);
+  Span* span = TakeOrNull(2 * kPagesPerMiB);
   ASSERT_NE(span, nullptr);
   memset(Begin(span), 1, span->bytes());
   ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
-  EXPECT_GE(ResidentKiB(), before + 3 * 1024);
+  EXPECT_GE(ResidentKiB(), before + 2 * 1024);
   const PageStats warm = PageHeap::Stats();
-  EXPECT_GE(warm.free_bytes, 3 * kMiB);
+  EXPECT_GE(warm.free_bytes, 2 * kMiB);
   EXPECT_GE(PageHeap::Release(1), 1u);
   PageHeap::Release(SIZE_MAX);
   const PageStats cold = PageHeap::Stats();
@@ -182,7 +182,7 @@ TEST(PageHeapTest, ReleaseReturnsMemoryForGood) {
   EXPECT_GT(cold.releases, warm.releases);
   EXPECT_LT(ResidentKiB(), before + 1024);
   EXPECT_EQ(PageHeap::Release(SIZE_MAX), 0u);
-  span = TakeOrNull(3 * kPagesPerMiB);
+  span = TakeOrNull(2 * kPagesPerMiB);
   EXPECT_TRUE(span->zeroed);
   EXPECT_TRUE(AllZero(Begin(span), span->bytes()));
   ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);

@@ -58,7 +58,7 @@ struct ReleasePolicy {
 // needed again at once, as in a heap that breathes.
 class IdleFloor {
  public:
-  static constexpr uint64_t kLeast = uint64_t{4} << 20;
+  static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = ReleasePolicy::kIdleBytes;
 
   constexpr uint64_t bytes() const { return bytes_; }
@@ -68,19 +68,26 @@ class IdleFloor {
 
   // Too much was idle, and so much of it was returned.
   constexpr void Returned(uint64_t bytes) {
-    if (returned_ != 0 && taken_ >= returned_ / 2) {
-      bytes_ = bytes_ >= kMost / 2 ? kMost : bytes_ * 2;
-    } else {
-      bytes_ = bytes_ <= kLeast * 2 ? kLeast : bytes_ / 2;
+    if (taken_ != 0) {  // breathing out again
+      if (returned_ != 0 && taken_ >= returned_ / 2) {
+        Set(bytes_ * 2);
+      } else {
+        Set(bytes_ / 2);
+      }
+      returned_ = taken_ = 0;
     }
-    returned_ = bytes;
-    taken_ = 0;
+    returned_ += bytes;
+    if (returned_ / 4 > bytes_) Set(bytes_ / 2);  // this is no breath, the heap shrinks
   }
 
  private:
+  constexpr void Set(uint64_t bytes) {
+    bytes_ = bytes < kLeast ? kLeast : bytes > kMost ? kMost : bytes;
+  }
+
   uint64_t bytes_ = kLeast;
-  uint64_t returned_ = 0;  // the last time
-  uint64_t taken_ = 0;     // since then
+  uint64_t returned_ = 0;  // since memory was last taken
+  uint64_t taken_ = 0;     // since memory was last returned
 };
 
 // Pages that were idle for some steps and are needed again are taken from the youngest: it is the

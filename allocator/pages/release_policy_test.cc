@@ -34,13 +34,24 @@ TEST(IdleFloorTest, RisesWhileWhatWasReturnedIsTakenAgain) {
   EXPECT_EQ(floor.bytes(), IdleFloor::kLeast) << "nothing had been returned";
   for (int i = 0; i < 10; ++i) {
     floor.Taken(60);
-    floor.Returned(100);
+    for (int k = 0; k < 4; ++k) floor.Returned(25);
   }
   EXPECT_EQ(floor.bytes(), IdleFloor::kMost);
   for (int i = 0; i < 10; ++i) {
     floor.Taken(40);
     floor.Returned(100);
   }
+  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
+}
+
+TEST(IdleFloorTest, FallsWhenTheHeapShrinks) {
+  IdleFloor floor;
+  for (int i = 0; i < 10; ++i) {
+    floor.Returned(100);
+    floor.Taken(100);
+  }
+  ASSERT_EQ(floor.bytes(), IdleFloor::kMost);
+  for (int i = 0; i < 20; ++i) floor.Returned(IdleFloor::kMost / 2);
   EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
 }
 

@@ -277,7 +277,10 @@ uint64_t ExcessBytes() {
   if (const uint64_t above = BytesAboveSoftLimit()) return above < idle ? above : idle;
   if (GetConfig().decay == 0) return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
   if (idle < heap.next_pass_bytes) return 0;
-  return ReleasePolicy::BytesToReturn(idle, UsedBytes(), IdleLimit());
+  const uint64_t excess = ReleasePolicy::BytesToReturn(idle, UsedBytes(), IdleLimit());
+  // Of what the program wants to keep nearly all stays.
+  const uint64_t kept = heap.idle_kept - heap.idle_kept / 16;
+  return excess != 0 && idle - excess < kept ? idle - kept : excess;
 }
 
 uint64_t GrowthExcess() {

@@ -41,14 +41,14 @@ TEST(ReturnTest, IdleMemoryDecaysAlongTheCurve) {
     Span* last = TakeOrNull(1);
     PageHeap::Release(SIZE_MAX);
     EXPECT_EQ(PageHeap::Decay(now), IdleAges::SleepMs(10000));
-    LetIdle(3);
+    LetIdle(2);
     now += step;
     const uint64_t wait = PageHeap::Decay(now);
     EXPECT_GT(wait, 1u);
     EXPECT_LE(wait, step);
     EXPECT_EQ(PageHeap::Decay(now + 1), wait - 1);
     uint64_t idle = PageHeap::Stats().free_bytes;
-    ASSERT_GE(idle, 3 * kMiB);
+    ASSERT_GE(idle, 2 * kMiB);
     const uint64_t all = idle;
     for (unsigned age = 1; age <= IdleAges::kSteps; ++age) {
       now += step;
@@ -72,11 +72,11 @@ TEST(ReturnTest, MemoryInUseAgainDoesNotDecay) {
     const uint64_t step = IdleAges::StepMs(10000);
     PageHeap::Decay(now);
     for (int i = 0; i < 100; ++i) {
-      LetIdle(3);
+      LetIdle(2);
       PageHeap::Decay(now += step);
     }
     EXPECT_EQ(PageHeap::Stats().releases, 0u);
-    EXPECT_GE(PageHeap::Stats().free_bytes, 3 * kMiB);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 2 * kMiB);
   });
 }
 
@@ -91,7 +91,7 @@ TEST(ReturnTest, BreathingCostsNoCalls) {
     for (int i = 0; i < 20; ++i) LetIdle(10);
     EXPECT_EQ(PageHeap::Stats().releases, releases);
     LetIdle(100);
-    EXPECT_LE(PageHeap::Stats().free_bytes, 5 * kMiB);
+    EXPECT_LE(PageHeap::Stats().free_bytes, 4 * kMiB);
   });
 }
 
@@ -100,7 +100,7 @@ TEST(ReturnTest, GrowthIsMadeUpFor) {
   InChild([] {
     ParseConfig("decay:never,thp:never");
     std::vector<Span*> spans;
-    for (size_t i = 0; i < 24; ++i) {
+    for (size_t i = 0; i < 16; ++i) {
       spans.push_back(TakeOrNull(kPagesPerMiB / 4));
       memset(Begin(spans.back()), 1, spans.back()->bytes());
     }
@@ -108,7 +108,7 @@ TEST(ReturnTest, GrowthIsMadeUpFor) {
       ASSERT_EQ(PageHeap::Give(spans[i]), PageResult::kOk);
     }
     const PageStats before = PageHeap::Stats();
-    ASSERT_GE(before.free_bytes, 3 * kMiB);
+    ASSERT_GE(before.free_bytes, 2 * kMiB);
     for (int i = 0; i < 5; ++i) ASSERT_NE(TakeOrNull(kPagesPerMiB), nullptr);
     const PageStats after = PageHeap::Stats();
     EXPECT_EQ(after.large_bytes - before.large_bytes, 5 * kMiB);
@@ -123,17 +123,17 @@ TEST(ReturnTest, GrowthIsMadeUpFor) {
 TEST(ReturnTest, NeverAndAtOnce) {
   InChild([] {
     ParseConfig("decay:never");
-    LetIdle(3);
+    LetIdle(2);
     EXPECT_EQ(PageHeap::Decay(1'000'000'000), UINT64_MAX);
     EXPECT_EQ(PageHeap::Decay(2'000'000'000), UINT64_MAX);
-    EXPECT_GE(PageHeap::Stats().free_bytes, 3 * kMiB);
-    EXPECT_GE(PageHeap::Release(SIZE_MAX), 3 * kMiB);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 2 * kMiB);
+    EXPECT_GE(PageHeap::Release(SIZE_MAX), 2 * kMiB);
   });
   InChild([] {
     ParseConfig("decay:0");
-    LetIdle(3);
+    LetIdle(2);
     EXPECT_EQ(PageHeap::Stats().free_bytes, 0u);
-    EXPECT_GE(PageHeap::Stats().releases, 3 * kPagesPerMiB / 8);
+    EXPECT_GE(PageHeap::Stats().releases, 2 * kPagesPerMiB / 8);
     CheckPageHeap();
   });
 }
@@ -155,7 +155,7 @@ TEST(ReturnTest, WhatTheProgramWantsToKeepStays) {
 TEST(ReturnTest, SlowPathsDoItInTime) {
   InChild([] {
     ParseConfig("decay:400ms");
-    LetIdle(3);
+    LetIdle(2);
     Span* span = TakeOrNull(1);
     const uint64_t begin = os::CoarseMilliseconds();
     // 400 ms, an interval between two visits, and the coarseness of the clock.
@@ -165,7 +165,7 @@ TEST(ReturnTest, SlowPathsDoItInTime) {
     }
     EXPECT_LE(PageHeap::Stats().free_bytes, 256u * 1024);
     EXPECT_GE(PageHeap::Stats().releases, 4u);
-    LetIdle(3);
+    LetIdle(2);
     usleep(500000);
     for (int i = 0; i < 3; ++i) {
       PageHeap::Tick();
@@ -182,7 +182,7 @@ TEST(ReturnTest, LockedMemoryIsAskedForRarely) {
     uint64_t now = 1'000'000'000;
     PageHeap::Decay(now);
     std::vector<Span*> spans;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < 2; ++i) {
       Span* span = TakeOrNull(kPagesPerMiB);
       memset(Begin(span), 1, span->bytes());
       ASSERT_EQ(mlock(Begin(span), span->bytes()), 0);
