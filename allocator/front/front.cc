@@ -70,7 +70,10 @@ uint32_t SlotsFor(unsigned size_class) {
 // GrowCapacity, and the move to the wide geometry where that is what it takes.
 uint32_t Grow(int index, unsigned size_class) {
   const uint32_t capacity = GrowCapacity(index, size_class);
-  if (capacity != kCompactSlots || SlotsFor(size_class) == kCompactSlots) return capacity;
+  if (capacity != kCompactSlots || percpu::CapacityOf(index, size_class).most != kCompactSlots ||
+      SlotsFor(size_class) == kCompactSlots) {
+    return capacity;
+  }
   std::atomic<uint32_t>& cramped = counters[index].cramped;
   const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
   cramped.store(misses, std::memory_order_relaxed);

@@ -128,7 +128,8 @@ TEST_F(Front, ACrampedSlabBecomesWide) {
   constexpr unsigned kClass = 5;
   Deallocate(kClass, Allocate(kClass));
   const int index = percpu::CurrentIndex();
-  ShrinkIndex(index);  // no class has more than the compact geometry allows, so the books stay right
+  ShrinkIndex(
+      index);  // no class has more than the compact geometry allows, so the books stay right
   ASSERT_TRUE(percpu::Resize(index, MakeCompactGeometry(), Return));
   const uint32_t compact = percpu::CapacityOf(index, kClass).most;
   ASSERT_LT(compact, 64u);

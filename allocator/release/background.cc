@@ -13,6 +13,7 @@
 #include "allocator/base/syscall.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
+#include "allocator/os/sandbox.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/limits.h"
 #include "allocator/release/maintenance.h"
@@ -113,7 +114,7 @@ void Sleep(uint64_t ms) {
 
 void* Run(void*) {
   // A filter may kill the process for a call that the program itself never makes.
-  const bool filtered = InSandbox();
+  const bool filtered = os::InSandbox();
   if (filtered) {
     LeaveFilesAlone();
   } else {

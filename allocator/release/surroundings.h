@@ -8,10 +8,6 @@
 
 namespace pcmalloc::release {
 
-// Whether system calls of this thread are filtered; true also where nobody says. Makes only calls
-// that any program makes.
-bool InSandbox();
-
 // Whether the main thread has ended and no other is left but the calling one. The C library ends
 // the process with the last thread: then that is the caller's duty. Takes no descriptor.
 bool AloneInTheProcess();

@@ -150,7 +150,7 @@ PCM_SCENARIO(Setters) {
   // Takes effect at once on what is idle.
   Tell("pcmalloc_set_soft_limit", kMiB);
   EXPECT_EQ(Ask("pcmalloc_soft_limit"), kMiB);
-  EXPECT_LE(Footprint(), before / 2);
+  EXPECT_LE(Footprint(), before - kMiB);
   EXPECT_LE(Footprint(), 5 * kMiB);
   EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 64u << 10);
   Tell("pcmalloc_set_soft_limit", SIZE_MAX);

@@ -25,6 +25,7 @@ SUITES = (
     ("debian", "sid"), ("debian", "experimental"),
 )
 LISTS_FRESH_SECONDS = 24 * 3600
+RETRY_SECONDS = 1800  # after an update that failed in part
 
 
 class Unavailable(Exception):
@@ -70,14 +71,18 @@ def update_lists(force=False):
     open(os.path.join(apt, "status"), "a", encoding="utf-8").close()
     done = subprocess.run(["apt-get", "-q"] + _apt_options(apt) + ["update"], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0 or "\nE:" in done.stdout or "Failed to fetch" in done.stdout:
+    failed = done.returncode != 0 or "\nE:" in done.stdout or "Failed to fetch" in done.stdout
+    if failed:
         problem = "apt-get update: " + done.stdout.strip()[-400:]
-        if not os.path.exists(stamp):
+        if not glob.glob(os.path.join(apt, "lists", "*_Packages*")):
             raise Unavailable(problem)
-        warn(problem + "\nthe lists fetched before are used")
-        return
+        # A suite that has gone, or lists of an earlier run: better than none.
+        warn(problem + "\nonly the lists that are there are used")
     with open(stamp, "w", encoding="utf-8"):
         pass
+    if failed:
+        soon = time.time() - LISTS_FRESH_SECONDS + RETRY_SECONDS
+        os.utime(stamp, (soon, soon))
 
 
 def _packages_files():

@@ -212,4 +212,4 @@ def skipped(choice, reason):
     release = choice.package and catalogue.version_text(choice.package)
     return {"version": release, "arch": choice.arch,
             "class": "skipped", "why": choice.why, "expected": choice.expected, "mode": None,
-            "ok": False, "seconds": 0, "reason": reason, "wrong": []}
+            "ok": False, "seconds": 0, "reason": " ".join(reason.split())[-150:], "wrong": []}
