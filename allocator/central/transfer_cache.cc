@@ -63,13 +63,20 @@ int64_t TotalLimit() {
                                                   : share);
 }
 
+// Needs the lock. All that is booked when objects come or go.
+void SetCount(TransferCache& cache, unsigned size_class, uint32_t count) {
+  const int64_t change = int64_t{count} - cache.count;
+  total_bytes.fetch_add(change * kClasses[size_class].size, std::memory_order_relaxed);
+  __atomic_store_n(&cache.count, count, __ATOMIC_RELAXED);
+  if (count < cache.least) cache.least = count;
+}
+
 // Needs the lock. Takes `n` of the objects at the bottom, which have waited longest, into `out`.
 void TakeOldest(TransferCache& cache, unsigned size_class, void** out, uint32_t n) {
   void** const slots = slots_of[size_class];
   memcpy(out, slots, n * sizeof(void*));
   memmove(slots, slots + n, (cache.count - n) * sizeof(void*));
-  __atomic_store_n(&cache.count, cache.count - n, __ATOMIC_RELAXED);
-  total_bytes.fetch_sub(int64_t{n} * kClasses[size_class].size, std::memory_order_relaxed);
+  SetCount(cache, size_class, cache.count - n);
 }
 
 // Gives what classes in turn have not needed of late down to their spans, at least half of what
@@ -116,9 +123,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
     if (held) {
       taken = cache.count < n ? cache.count : n;
       memcpy(out, &slots_of[size_class][cache.count - taken], taken * sizeof(void*));
-      __atomic_store_n(&cache.count, cache.count - taken, __ATOMIC_RELAXED);
-      if (cache.count < cache.least) cache.least = cache.count;
-      total_bytes.fetch_sub(int64_t{taken} * kClasses[size_class].size, std::memory_order_relaxed);
+      SetCount(cache, size_class, cache.count - taken);
     }
   }
   if (taken == n) return n;
@@ -135,8 +140,7 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
       const uint32_t room = CapacityOf(size_class) - cache.count;
       given = room < n ? room : n;
       memcpy(&slots_of[size_class][cache.count], in, given * sizeof(void*));
-      __atomic_store_n(&cache.count, cache.count + given, __ATOMIC_RELAXED);
-      total_bytes.fetch_add(int64_t{given} * kClasses[size_class].size, std::memory_order_relaxed);
+      SetCount(cache, size_class, cache.count + given);
     }
   }
   if (given < n) given += lists[size_class].Give(size_class, in + given, n - given);
@@ -151,9 +155,7 @@ size_t TrimClass(unsigned size_class) {
   if (!held) return 0;
   const uint32_t given = lists[size_class].Give(size_class, slots_of[size_class], cache.count);
   if (given == 0) return 0;  // all or nothing
-  cache.least = 0;
-  total_bytes.fetch_sub(int64_t{given} * kClasses[size_class].size, std::memory_order_relaxed);
-  __atomic_store_n(&cache.count, 0, __ATOMIC_RELAXED);
+  SetCount(cache, size_class, 0);
   return given * ClassSize(size_class);
 }
 

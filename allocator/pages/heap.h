@@ -78,6 +78,12 @@ inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages);
 
 inline uint64_t IdlePages() { return heap.warm.pages() + heap.fresh.pages(); }
 
+// Of it, what the program has not asked to keep.
+inline uint64_t DisposableBytes() {
+  const uint64_t idle = Bytes(IdlePages());
+  return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
+}
+
 // What free pages are.
 struct Kind {
   bool returned;

@@ -83,8 +83,7 @@ size_t PageHeap::ReleaseIdle() {
   {
     LockHolder held(heap.lock);
     if (!held) return 0;
-    const uint64_t idle = pages::Bytes(pages::IdlePages());
-    bytes = idle > heap.idle_kept ? idle - heap.idle_kept : 0;
+    bytes = pages::DisposableBytes();
   }
   // In parts: a fork waits for the end of one.
   constexpr uint64_t kPart = uint64_t{64} << 20;

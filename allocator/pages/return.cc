@@ -192,8 +192,7 @@ uint64_t DecayStep(uint64_t now_ms) {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
     due = StepAges(now_ms, decay_ms, &wait_ms);
-    const uint64_t idle = Bytes(IdlePages());
-    const uint64_t most = idle > heap.idle_kept ? idle - heap.idle_kept : 0;
+    const uint64_t most = DisposableBytes();
     if (due > most) due = most;
   }
   if (due == 0) return wait_ms;
@@ -275,7 +274,7 @@ uint64_t IdleLimit() {
 uint64_t ExcessBytes() {
   const uint64_t idle = Bytes(IdlePages());
   if (const uint64_t above = BytesAboveSoftLimit()) return above < idle ? above : idle;
-  if (GetConfig().decay == 0) return idle > heap.idle_kept ? idle - heap.idle_kept : 0;
+  if (GetConfig().decay == 0) return DisposableBytes();
   if (idle < heap.next_pass_bytes) return 0;
   const uint64_t excess = ReleasePolicy::BytesToReturn(idle, UsedBytes(), IdleLimit());
   // Of what the program wants to keep nearly all stays.
@@ -285,9 +284,7 @@ uint64_t ExcessBytes() {
 
 uint64_t GrowthExcess() {
   if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
-  const uint64_t idle = Bytes(IdlePages());
-  const uint64_t excess = ReleasePolicy::BytesForGrowth(
-      heap.grown, idle > heap.idle_kept ? idle - heap.idle_kept : 0, UsedBytes());
+  const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes());
   heap.grown = 0;
   return excess;
 }
