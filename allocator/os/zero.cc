@@ -66,21 +66,19 @@ bool ZeroPages(char* memory, size_t pages) {
     memset(memory, 0, pages * page);
     return false;
   }
-  if (RunLength(resident, 0, pages) == pages && (resident[0] & 1) == 0) {
-    if (Return(memory, pages * page)) return true;
-    memset(memory, 0, pages * page);
-    return false;
-  }
+  bool untouched = true;
   for (size_t i = 0; i < pages;) {
     const size_t run = RunLength(resident, i, pages);
     char* const start = memory + i * page;
+    const bool worth_dropping = run >= kShortestRun || run == pages;
     // Refused for locked memory.
-    if ((resident[i] & 1) != 0 || run < kShortestRun || !Return(start, run * page)) {
+    if ((resident[i] & 1) != 0 || !worth_dropping || !Return(start, run * page)) {
       memset(start, 0, run * page);
+      untouched = false;
     }
     i += run;
   }
-  return false;
+  return untouched;
 }
 
 }  // namespace
