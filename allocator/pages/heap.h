@@ -49,8 +49,7 @@ struct Heap {
   uint32_t class_pages[256] = {};  // small_pages by size class
   uint64_t spans_in_use = 0;
   uint64_t releases = 0;
-  // In kReturning spans. Read without the lock by those who found too little memory.
-  std::atomic<uint64_t> returning_pages{0};
+  uint64_t returning_pages = 0;  // in kReturning spans
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
   uint64_t grown = 0;  // bytes that got memory since growth was last made up for

@@ -13,8 +13,7 @@ uint64_t FootprintBytes() {
     const Arena& arena = Arenas::at(i);
     if (arena.base() != 0) maps += arena.map_bytes();
   }
-  return UsedBytes() + maps + heap.store.bytes() +
-         Bytes(IdlePages() + heap.returning_pages.load(std::memory_order_relaxed));
+  return UsedBytes() + maps + heap.store.bytes() + Bytes(IdlePages() + heap.returning_pages);
 }
 
 bool MayGrow(size_t pages) {

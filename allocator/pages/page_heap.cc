@@ -149,9 +149,10 @@ void SetSmall(Arena& arena, Span* span, unsigned size_class) {
   span->state = SpanState::kSmall;
 }
 
-// Take, without regard to what other threads are returning just now.
+// Take, without regard to what other threads are returning just now. *missed: there was some; it is
+// read under the lock, since a moment after it the same memory may lie there again, cold.
 PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** out,
-                    uint64_t* excess) {
+                    uint64_t* excess, bool* missed) {
   const size_t align_pages = alignment >> kPageShift;
   if (pages > kMaxPages || align_pages > kMaxPages) return PageResult::kNoMemory;
   const size_t need = pages + align_pages - 1;
@@ -159,6 +160,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
 
   LockHolder held(heap.lock);
   if (!held) return PageResult::kReentrant;
+  *missed = heap.returning_pages != 0;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
   Span* span = heap.warm.Find(need);
@@ -202,13 +204,13 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
 
 PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, Span** out) {
   uint64_t excess = 0;
-  PageResult result = TakeOnce(pages, alignment, size_class, out, &excess);
-  if (__builtin_expect(result == PageResult::kNoMemory, 0) &&
-      heap.returning_pages.load(std::memory_order_relaxed) != 0) {
+  bool missed = false;
+  PageResult result = TakeOnce(pages, alignment, size_class, out, &excess, &missed);
+  if (__builtin_expect(result == PageResult::kNoMemory, 0) && missed) {
     // What is missing may be on its way to the system, whence it could be taken again.
     LockHolder all_returned(heap.return_lock);
     if (!all_returned) return PageResult::kReentrant;
-    result = TakeOnce(pages, alignment, size_class, out, &excess);
+    result = TakeOnce(pages, alignment, size_class, out, &excess, &missed);
   }
   // Spans of small objects are taken under the lock of their class, which is to be held briefly.
   if (size_class == 0) pages::Maintain(excess);
@@ -359,8 +361,7 @@ PageStats PageHeap::Stats() {
     maps += arena.map_bytes();
   }
   stats.committed_bytes += maps;
-  stats.free_bytes =
-      Bytes(pages::IdlePages() + heap.returning_pages.load(std::memory_order_relaxed));
+  stats.free_bytes = Bytes(pages::IdlePages() + heap.returning_pages);
   stats.returned_bytes = Bytes(heap.cold.pages());
   stats.small_bytes = Bytes(heap.small_pages);
   stats.large_bytes = Bytes(heap.large_pages);

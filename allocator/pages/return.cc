@@ -93,7 +93,7 @@ bool Returning::PickFrom(Span* span, uint64_t most) {
   CarveOut(arena, span, start, (end - start) >> kPageShift, Fill::kPages);
   span->state = SpanState::kReturning;
   ++arena.spans_in_use;
-  heap.returning_pages.fetch_add(span->pages, std::memory_order_relaxed);
+  heap.returning_pages += span->pages;
   span->next = picked_;
   picked_ = span;
   picked_bytes_ += end - start;
@@ -132,7 +132,7 @@ void Returning::Settle() {
     if (span->returned) {
       Arena& arena = ArenaOf(span);
       --arena.spans_in_use;
-      heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
+      heap.returning_pages -= span->pages;
       returned_ += span->bytes();
       ++heap.releases;
       MakeFreeMerged(arena, span, span->start, span->pages, kCold);
@@ -153,7 +153,7 @@ void Returning::Finish() {
     refused_ = span->next;
     Arena& arena = ArenaOf(span);
     --arena.spans_in_use;
-    heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
+    heap.returning_pages -= span->pages;
     MakeFreeMerged(arena, span, span->start, span->pages, kUsed);
   }
 }
@@ -221,12 +221,12 @@ uint64_t DecayStep(uint64_t now_ms) {
 void RecoverReturning() {
   for (int i = 0; i < Arenas::count(); ++i) {
     Arena& arena = Arenas::at(i);
-    if (arena.base() == 0 || heap.returning_pages.load(std::memory_order_relaxed) == 0) continue;
+    if (arena.base() == 0 || heap.returning_pages == 0) continue;
     for (size_t page = arena.first_page(); page < arena.used_pages();) {
       Span* span = arena.SpanAt(page);
       if (span->state == SpanState::kReturning) {
         --arena.spans_in_use;
-        heap.returning_pages.fetch_sub(span->pages, std::memory_order_relaxed);
+        heap.returning_pages -= span->pages;
         span = MakeFreeMerged(arena, span, span->start, span->pages, kUsed);
       }
       page = arena.PageOf(span->end());
