@@ -97,6 +97,21 @@ miss:
   return nullptr;
 }
 
+// clang-format off
+#ifndef PCMALLOC_SABOTAGE_TWO_COMMITS
+#define PCM_PUSH_ITEM                                \
+  "str %[item], [%[slab], %[scratch], lsl #3]\n\t"   \
+  "add %w[scratch], %w[scratch], #1\n\t"             \
+  "stlr %w[scratch], [%[area]]\n"
+#else
+// The fault, as in ops_x86_64.h.
+#define PCM_PUSH_ITEM                                \
+  "add %w[end], %w[scratch], #1\n\t"                 \
+  "stlr %w[end], [%[area]]\n\t"                      \
+  "str %[item], [%[slab], %[scratch], lsl #3]\n"
+#endif
+// clang-format on
+
 template <Index kIndex>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Push(uintptr_t size_class, void* item) {
   uintptr_t area, slab, scratch, end;
@@ -105,9 +120,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Push(uintptr_t size_class, void* item) 
                     "ldp %w[scratch], %w[end], [%[area]]\n\t"                              \
                     "cmp %w[scratch], %w[end]\n\t"                                         \
                     "b.hs .Lpcm_full%=\n\t"                                                \
-                    "str %[item], [%[slab], %[scratch], lsl #3]\n\t"                       \
-                    "add %w[scratch], %w[scratch], #1\n\t"                                 \
-                    "stlr %w[scratch], [%[area]]\n"                                        \
+                    PCM_PUSH_ITEM                                                          \
                     ".Lpcm_commit%=:\n\t" PCM_RSEQ_EXIT(".Lpcm_full%=", "%l[full]")        \
                         PCM_SECTION_ABORT                                                  \
                     : [area] "=&r"(area), [slab] "=&r"(slab), [scratch] "=&r"(scratch),    \
@@ -226,6 +239,7 @@ inline bool ReplaceHeader(uintptr_t size_class, const Slab* expected_slab, uint6
 #undef PCM_SECTION_DESCRIPTOR
 #undef PCM_SECTION_ABORT
 #undef PCM_SECTION_OPEN
+#undef PCM_PUSH_ITEM
 #undef PCM_LOAD_CPU_ID
 #undef PCM_LOAD_MM_CID
 #undef PCM_ASM_GOTO_BARRIER

@@ -40,7 +40,7 @@ inline constexpr bool kSabotageLegacyUnproved = false;
 #endif
 
 // PCMALLOC_SABOTAGE_STALE_INDEX and PCMALLOC_SABOTAGE_TWO_COMMITS change instructions; they are
-// asked for in ops_x86_64.h.
+// asked for in ops_x86_64.h, the latter in ops_aarch64.h too.
 
 }  // namespace pcmalloc::percpu
 

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of ./pcm kernels that need no kernel: choice, archive, reading a console, judgement."""
+"""The parts of ./pcm kernels that need no kernel: choice, archive, reading a console, judgement, what
+is kept."""
 
+import json
 import os
 import stat
 import subprocess
 import tempfile
 import unittest
+from unittest import mock
 from xml.etree import ElementTree
 
 from tests.testing import cases
 import boot
 import catalogue
+import fetch
 import initramfs
 import judge
+import keep
+import kernels
 import plan
 import report
 
@@ -127,7 +133,8 @@ class ConsoleTest(unittest.TestCase):
         self.assertEqual(words[words.index("-smp") + 1], "4")
 
 
-PROGRAMS = {"instructions", "musl", "stress_legacy_unproved"}
+PROGRAMS = {"instructions", plan.SABOTAGED_INSTRUCTIONS, "musl", "stress_legacy_unproved"}
+NOTICED = "Push stopped at 20 of 24 in section 3 of the table, a pop: the model says otherwise;"
 
 
 def good(choice, boots):
@@ -140,6 +147,10 @@ def good(choice, boots):
             broken = name == "same_core" and choice.expected == "NO_RSEQ"
             if name == "sabotage_legacy":
                 broken = plan.legacy_mode(choice.expected) != "legacy"
+            if name == "sabotage_preempt":
+                broken = True
+                result.take("PCM sabotage_preempt.failed=1")
+                result.take("PCM sabotage_preempt.noticed=" + NOTICED)
             result.take("PCM %s.status=%d" % (name, broken))
             result.take("PCM %s.class=%s" % (name, choice.expected))
             result.take("PCM %s.killed=0" % name)
@@ -237,6 +248,39 @@ class JudgeTest(unittest.TestCase):
             row = self.row("x86_64", release, change(said))
             self.assertEqual(row["cells"]["sabotage"] == [], right, (release, said))
 
+    def test_preempt_sabotage(self):
+        def change(*lines):
+            def take(results):
+                for line in lines:
+                    results[0].take("PCM sabotage_preempt." + line)
+            return take
+
+        self.assertEqual(self.row("arm64", "7.1.3")["preempt_sabotage"], "caught")
+        # Not noticed, skipped, out of time, a crash, dead before it began, refused by exec, and what
+        # is wrong elsewhere than in the operation with the fault.
+        for lines in (("status=0", "failed=0"), ("status=124",), ("status=139",), ("noticed=",),
+                      ("failed=0",), ("status=127",), ("noticed=Pop stopped at 4 of 9",)):
+            for arch, release in (("x86_64", "7.0.9"), ("arm64", "6.18.15")):
+                row = self.row(arch, release, change(*lines))
+                self.assertEqual(row["preempt_sabotage"], "missed", lines)
+                self.assertEqual(len(row["cells"]["preempt sabotage"]), 1, lines)
+                self.assertFalse(row["ok"])
+        row = self.row("x86_64", "7.0.9", lambda results: [
+            results[0].values.pop(key) for key in list(results[0].values) if "_preempt" in key])
+        self.assertEqual(row["preempt_sabotage"], "missed")
+        self.assertNotIn("preempt sabotage", self.row("arm64", "7.0.9")["cells"])
+
+    def test_what_a_fault_says_is_told_only_if_it_is_wrong(self):
+        def change(status):
+            return lambda results: [
+                results[0].take("PCM sabotage_preempt.status=%d" % status),
+                results[0].take("LOG sabotage_preempt: one"),
+                results[0].take("LOG sabotage_legacy: two"), results[0].take("LOG preempt: three")]
+
+        self.assertEqual(self.row("x86_64", "7.0.9", change(1))["log"], ["preempt: three"])
+        self.assertEqual(self.row("x86_64", "7.0.9", change(0))["log"],
+                         ["sabotage_preempt: one", "preempt: three"])
+
     def test_only_some_programs(self):
         boots = plan.boots_for(choice_of("x86_64", "7.3.4"), {"instructions"}, {}, False, 5)
         self.assertEqual([one.name for one in boots], ["plain", "rseq_debug"])
@@ -246,6 +290,125 @@ class JudgeTest(unittest.TestCase):
                          {"preempt", "unit_slabs_cpu", "unit_slabs_cid", "unit_slabs_locked"})
         self.assertIn("mount", left[0].text.split("\n"))
         self.assertEqual(plan.only(boots, ["none"]), [])
+
+
+class KeepTest(unittest.TestCase):
+
+    def setUp(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.path = os.path.join(self.directory.name, "rows.json")
+
+    def test_digest_is_of_all_that_a_row_follows_from(self):
+        programs = {"init": b"a", "stress": b"b"}
+        libcs = {"glibc-2.36": {"glibc-2.36/ld-linux-x86-64.so.2": b"c"}}
+
+        def digest(release="7.3.4", programs=programs, libcs=libcs, seconds=5, only=None,
+                   why="first", digit=None):
+            choice = choice_of("x86_64", release)._replace(why=why)
+            if digit:
+                choice = choice._replace(package=choice.package._replace(sha256=digit))
+            boots = plan.boots_for(choice, set(programs) | {"stress_dynamic"}, libcs, False, seconds)
+            return keep.digest(choice, plan.only(boots, only) if only else boots, programs)
+
+        same = digest()
+        self.assertEqual(digest(), same)
+        self.assertEqual(digest(programs=dict(reversed(programs.items()))), same)
+        others = [digest(programs=dict(programs, stress=b"B")), digest(release="7.0.10"),
+                  digest(programs=dict(programs, extra=b"")), digest(seconds=6),
+                  digest(only=["stress*"]), digest(digit="0" * 64),
+                  digest(programs={"init": b"ab", "stress": b""}),
+                  digest(libcs={"glibc-2.36": {"glibc-2.36/ld-linux-x86-64.so.2": b"C"}})]
+        self.assertEqual(len(set(others + [same])), len(others) + 1)
+
+    def test_digest_is_of_the_machine_too(self):
+        choice = choice_of("arm64", "7.3.4")
+        boots = plan.topology_boots(choice, 5)
+        same = keep.digest(choice, boots, {})
+        for change in ({"cpus": 3}, {"append": "rseq_debug=1"}, {"model": None},
+                       {"without_cpu": 2}, {"hot_add": ("x",)}, {"text": ""}):
+            self.assertNotEqual(keep.digest(choice, [boots[0], boots[1]._replace(**change)], {}),
+                                same, change)
+
+    def test_right_rows_are_found_again(self):
+        row = {"arch": "x86_64", "version": "7.0.9", "why": "first", "digest": "d", "ok": True,
+               "cells": {"class": []}}
+        kept = keep.Kept(self.path)
+        self.assertIsNone(kept.find("d"))
+        kept.add(row)
+        keep.Kept(self.path).add(dict(row, why="topology", digest="e", ok=False))
+        keep.Kept(self.path).add(dict(row, arch="arm64", digest="f"))
+        again = keep.Kept(self.path)
+        self.assertEqual(again.find("d"), row)
+        self.assertIsNone(again.find("e"), "a wrong row is booted again")
+        self.assertIsNone(again.find("g"))
+        # Of another build, it takes the old one's place.
+        again.add(dict(row, digest="g"))
+        self.assertIsNone(again.find("d"))
+        self.assertEqual(again.find("g")["digest"], "g")
+        self.assertEqual(again.find("f")["arch"], "arm64")
+        with open(self.path, encoding="utf-8") as file:
+            self.assertEqual(len(json.load(file)), 3)
+
+    def test_another_file_is_left_alone(self):
+        for text in ("", "oops", "{}", "[1]"):
+            with open(self.path, "w", encoding="utf-8") as file:
+                file.write(text)
+            with self.assertRaises(keep.Unusable):
+                keep.Kept(self.path).find("d")
+            with self.assertRaises(keep.Unusable):
+                keep.Kept(self.path).add({"digest": "d"})
+            with open(self.path, encoding="utf-8") as file:
+                self.assertEqual(file.read(), text)
+
+    def test_an_interrupted_run_goes_on(self):
+        booted = []
+
+        def boot_all(choice, boots, *_):
+            if len(booted) == 2:
+                raise KeyboardInterrupt
+            booted.append((choice.arch, choice.why, catalogue.version_text(choice.package)))
+            results = good(choice, boots)
+            return judge.row_of(choice, boots, results)
+
+        def run(*more):
+            options = kernels.arguments(["--json", "--version=7.0.9", "--version=7.3.4",
+                                         "--keep=" + self.path, *more])
+            fakes = {"boot_all": boot_all, "built_programs": lambda arch, _: {"init": b"x"},
+                     "c_libraries": lambda *_: {}}
+            with mock.patch.multiple(kernels, **fakes), mock.patch.multiple(
+                    fetch, update_lists=lambda _: None, read_lists=lambda: (recorded(), {})):
+                return kernels.run(options, kernels.Progress())
+
+        with self.assertRaises(KeyboardInterrupt):
+            run()
+        self.assertEqual([row[2] for row in booted], ["7.0.9", "7.3.4"])
+        first, booted[:] = list(booted), []
+        with self.assertRaises(KeyboardInterrupt):
+            run("--arch=arm64", "--arch=x86_64", "--version=7.0.10")
+        self.assertFalse(set(first) & set(booted))
+        booted[:] = []
+        rows = run()
+        self.assertEqual(len(rows), 4)
+        self.assertTrue(all(row["ok"] for row in rows), rows)
+        self.assertFalse(set(first) & set(booted))
+        self.assertFalse(any("consoles" in row for row in rows))
+        with open(self.path, encoding="utf-8") as file:
+            self.assertEqual(
+                sorted((row["arch"], row["version"]) for row in json.load(file)
+                       if row["version"] != "7.0.10"),
+                sorted((row["arch"], row["version"]) for row in rows))
+
+    def test_a_run_without_a_selection_has_the_odd_machines(self):
+        def whys(*arguments):
+            return [choice.why for choice in kernels.choose(kernels.arguments(list(arguments)),
+                                                            recorded())]
+        self.assertEqual(whys().count("topology"), 3)
+        self.assertEqual(whys("--arch=arm64").count("topology"), 1)
+        self.assertEqual(set(whys("--topology")), {"topology"})
+        self.assertEqual(whys("--topology", "--version=7.3.4"), ["topology"] * 2)
+        for other in ("--quick", "--class=V2", "--version=7.3.4"):
+            self.assertNotIn("topology", whys(other))
 
 
 class ReportTest(unittest.TestCase):

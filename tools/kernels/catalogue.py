@@ -118,6 +118,7 @@ def one_per_release(packages, pages_16k=False):
                   key=lambda p: (ARCHES.index(p.arch), p.release))
 
 
+TOPOLOGY = "topology"
 BYTES_32 = "32 bytes only"
 PAGES_16K = "16k pages"
 
@@ -164,6 +165,15 @@ def choose(packages, arches=ARCHES, classes=None, quick=False):
         choices = [c for c in choices
                    if (c.arch, c.expected) not in seen and not seen.add((c.arch, c.expected))]
     return choices
+
+
+def for_topology(choices):
+    """Of what was chosen, the newest of each architecture, and of those kernels to which a CPU can be
+    added while they run."""
+    newest = {(c.arch, c.expected == "CACHE_OK"): c for c in choices
+              if c.package and not has_16k_pages(c.package)}
+    return [newest[key]._replace(why=TOPOLOGY)
+            for key in (("x86_64", True), ("x86_64", False), ("arm64", False)) if key in newest]
 
 
 def choose_nothing(arches=ARCHES):

@@ -7,6 +7,8 @@ import catalogue
 import plan
 
 TIME_LIMIT_STATUS = 124  # of init.cc
+# Runs of programs with a fault, and the cell of each.
+SABOTAGES = {"sabotage_legacy": "sabotage", "sabotage_preempt": "preempt sabotage"}
 MODES = ("v2safe-cpu", "v2safe-cid", "locked", "legacy")
 
 
@@ -83,6 +85,20 @@ def _judge_sabotage(choice, boot, result, row, cells):
         wrong.append("%s, sabotage_legacy: %s" % (boot.name, problem))
 
 
+def _judge_preempt_sabotage(boot, result, row, cells):
+    """The instruction test must say at which instruction of the faulty operation it noticed what."""
+    if "sabotage_preempt" not in programs_of(boot):
+        return
+    said = result.program("sabotage_preempt")
+    caught = (said.get("status") == "1" and said.get("failed") == "1"
+              and said.get("noticed", "").startswith(plan.SABOTAGED_OPERATION + " stopped at "))
+    row["preempt_sabotage"] = "caught" if caught else "missed"
+    wrong = cells.of("preempt sabotage")
+    if not caught:
+        wrong.append("%s, sabotage_preempt: exit status %s, noticed: %s" % (
+            boot.name, said.get("status"), said.get("noticed", "nothing")))
+
+
 def _judge_musl(choice, boot, result, row, cells):
     if "musl" not in programs_of(boot):
         return
@@ -100,7 +116,8 @@ def row_of(choice, boots, results):
            "suite": package.suite, "arch": choice.arch, "why": choice.why,
            "expected": choice.expected, "class": "unknown", "mode": None, "reason": None,
            "feature_size": None, "stress": None, "preemption": None, "same_core": None,
-           "tests": None, "sabotage": None, "space": None, "musl": None, "boots": [], "log": [], "consoles": {}}
+           "tests": None, "sabotage": None, "preempt_sabotage": None, "space": None, "musl": None,
+           "boots": [], "log": [], "consoles": {}}
     cells = Cells()
     stress = [0, 0]
     tests = [0, 0]
@@ -123,10 +140,11 @@ def row_of(choice, boots, results):
         if preempted[1]:
             row["preemption"] = "%d/%d" % preempted
         _judge_sabotage(choice, boot, result, row, cells)
+        _judge_preempt_sabotage(boot, result, row, cells)
         _judge_musl(choice, boot, result, row, cells)
         # What a fault that was noticed has to say is no news.
-        row["log"] += [line for line in result.log
-                       if cells.get("sabotage") or not line.startswith("sabotage")]
+        quiet = [name + ":" for name, cell in SABOTAGES.items() if not cells.get(cell)]
+        row["log"] += [line for line in result.log if not line.startswith(tuple(quiet))]
         row["consoles"][boot.name] = result.console
     row["stress"] = "%d/%d" % tuple(stress) if stress[1] else None
     row["tests"] = "%d/%d" % tuple(tests) if tests[1] else None

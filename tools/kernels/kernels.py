@@ -23,6 +23,7 @@ import catalogue
 import fetch
 import initramfs
 import judge
+import keep
 import plan
 import report
 
@@ -87,7 +88,7 @@ def built_programs(arch, progress):
             programs[name] = file.read()
         if name == "stress_dynamic":
             programs.update(shared_libraries(path))
-        if name == "instructions":
+        if name in ("instructions", plan.SABOTAGED_INSTRUCTIONS):
             programs[name + ".listing"] = listing(arch, path)
     return programs
 
@@ -181,13 +182,15 @@ def boot_all(choice, boots, programs, progress, deadline):
 
 def list_kernels(choices, packages):
     """--list: what the archive offers and what would be booted."""
-    chosen = {choice.package: choice.why for choice in choices}
+    chosen = {}
+    for choice in choices:
+        chosen.setdefault(choice.package, []).append(choice.why)
     for package in (catalogue.one_per_release(packages)
                     + catalogue.one_per_release(packages, pages_16k=True)):
         print("%-7s %-10s %-10s %-20s %5.0f MB  %s" % (
             package.arch, catalogue.version_text(package),
             catalogue.expected_class(package.arch, package.release), package.suite,
-            package.size / 1e6, "boots: " + chosen[package] if package in chosen else ""))
+            package.size / 1e6, "boots: " + "; ".join(chosen[package]) if package in chosen else ""))
     for choice in choices:
         if choice.package is None:
             print("%-7s %-10s %-10s %s" % (choice.arch, "-", choice.expected, choice.why))
@@ -202,8 +205,8 @@ def arguments(argv):
     parser.add_argument("--version", dest="versions", action="append", metavar="V",
                         help="boot this release instead, such as 7.0.9")
     parser.add_argument("--topology", action="store_true",
-                        help="odd sets of CPUs (hot-plug, gaps, 1, 64, nothing mounted) instead, "
-                        "on the newest kernel chosen")
+                        help="only the odd sets of CPUs (hot-plug, gaps, 1, 64, nothing mounted), "
+                        "which are part of a run for all classes")
     parser.add_argument("--list", action="store_true", help="only say what would be booted")
     parser.add_argument("--quick", action="store_true",
                         help="one kernel of four classes, shorter runs")
@@ -213,6 +216,9 @@ def arguments(argv):
                         help="only programs of that name inside the boots, such as preempt, stress*")
     parser.add_argument("--limit", type=int, metavar="N",
                         help="seconds after which no further kernel is booted, and a boot ends")
+    parser.add_argument("--keep", metavar="FILE",
+                        help="write each row there (as --json prints them) when it is known, and "
+                        "boot no kernel again of which it has a right one of the same programs")
     parser.add_argument("--xml", metavar="FILE", help="the cells as test cases, too")
     parser.add_argument("--update", action="store_true", help="fetch the package lists now")
     parser.add_argument("--json", action="store_true", help="an array of objects instead")
@@ -229,15 +235,14 @@ def choose(options, packages):
         choices = catalogue.choose_versions(packages, options.versions, arches)
         if not choices:
             raise Failed("the archive offers no %s" % ", ".join(options.versions))
+        if options.topology:
+            choices = [choice._replace(why=catalogue.TOPOLOGY) for choice in choices]
         return choices
     choices = catalogue.choose(packages, arches, options.classes, options.quick)
-    if options.topology:
-        # The newest of each architecture, and of those to which a CPU can be added while they run.
-        newest = {(c.arch, c.expected == "CACHE_OK"): c for c in choices
-                  if c.package and not catalogue.has_16k_pages(c.package)}
-        choices = [newest[key] for key in (("x86_64", True), ("x86_64", False), ("arm64", False))
-                   if key in newest]
-    return choices
+    if options.quick or (options.classes and not options.topology):
+        return choices
+    odd = catalogue.for_topology(choices)
+    return odd if options.topology else choices + odd
 
 
 def run(options, progress):
@@ -261,6 +266,7 @@ def run(options, progress):
     programs = {}
     libcs = {} if options.quick else c_libraries(others, progress)
     rows = []
+    kept = keep.Kept(options.keep) if options.keep else None
     for number, choice in enumerate(choices, 1):
         if choice.package is None:
             rows.append(judge.not_available(choice))
@@ -278,7 +284,7 @@ def run(options, progress):
             fetch.warn(str(error))
             rows.append(judge.skipped(choice, str(error)))
             continue
-        if options.topology:
+        if choice.why == catalogue.TOPOLOGY:
             boots = plan.topology_boots(choice, options.seconds)
         else:
             boots = plan.boots_for(choice, programs[choice.arch],
@@ -286,35 +292,49 @@ def run(options, progress):
                                    options.seconds)
         if options.only:
             boots = plan.only(boots, options.only)
-        try:
-            rows.append(boot_all(choice, boots, programs[choice.arch], progress, deadline))
-        except fetch.Unavailable as error:
-            fetch.warn(str(error))
-            rows.append(judge.skipped(choice, str(error)))
+        if not boots:
+            rows.append(judge.skipped(choice, "nothing of --only runs there"))
             continue
-        if options.consoles:
-            keep_console(options.consoles, rows[-1])
+        digest = keep.digest(choice, boots, programs[choice.arch])
+        row = kept.find(digest) if kept else None
+        taken = row is not None
+        if not taken:
+            try:
+                row = boot_all(choice, boots, programs[choice.arch], progress, deadline)
+            except fetch.Unavailable as error:
+                fetch.warn(str(error))
+                rows.append(judge.skipped(choice, str(error)))
+                continue
+            row["stress_seconds"] = options.seconds
+            row["digest"] = digest
+            consoles = row.pop("consoles")
+            if options.consoles:
+                keep_console(options.consoles, row, consoles)
+            if kept:
+                kept.add(row)
+        rows.append(row)
         if not options.json:
             progress.clear()
-            tell(rows[-1])
+            tell(row, " (kept)" if taken else "")
     progress.prefix = ""
     progress.clear()
     return rows
 
 
-def keep_console(directory, row):
+def keep_console(directory, row, consoles):
     os.makedirs(directory, exist_ok=True)
-    for name, lines in row["consoles"].items():
+    for name, lines in consoles.items():
         path = os.path.join(directory, "%s-%s-%s.txt" % (row["arch"], row["version"],
                                                          name.replace(" ", "-")))
         with open(path, "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
 
 
-def tell(row):
+def tell(row, note):
     """What is wrong with a kernel, as soon as it is known."""
-    print("%s %s: %s, %.0f s" % (row["arch"], row["version"], "right" if row["ok"] else "WRONG",
-                                 row["seconds"]), file=sys.stderr)
+    print("%s %s, %s: %s, %.0f s%s" % (row["arch"], row["version"], row["why"],
+                                       "right" if row["ok"] else "WRONG", row["seconds"], note),
+          file=sys.stderr)
     for text in row["wrong"]:
         print("  " + text, file=sys.stderr)
     for text in row["log"][-20:]:
@@ -327,14 +347,12 @@ def main(argv):
     began = time.monotonic()
     try:
         rows = run(options, progress)
-    except (Failed, fetch.Unavailable) as error:
+    except (Failed, fetch.Unavailable, keep.Unusable) as error:
         progress.clear()
         fetch.warn(str(error))
         return 2
     if rows is None:
         return 0
-    for row in rows:
-        row.pop("consoles", None)
     if options.xml:
         with open(options.xml, "w", encoding="utf-8") as file:
             file.write(report.junit(rows))

@@ -21,6 +21,9 @@ UNITS = (("lock", ("lock_unit",)),
          ("slabs_locked", ("slabs_unit", "--mode=locked")))
 # These force sections, or expect them to be aborted.
 NEED_ABORTS = ("probe", "slabs_cpu", "slabs_cid")
+# The program whose sections have a fault, and the operation that the fault is in.
+SABOTAGED_INSTRUCTIONS = "instructions_two_commits"
+SABOTAGED_OPERATION = "Push"
 # Emulation on a busy machine is slow: a limit only ends what hangs.
 PATIENCE = 60
 
@@ -112,7 +115,11 @@ def boots_for(choice, programs, libcs, quick, seconds):
         wanted |= {"instructions", "instructions.listing"}
         # QEMU translates all code anew when a breakpoint changes, 20 ms each on arm64,
         # several times that on a busy machine.
-        plan.run("preempt", 600, "TMPDIR=/tmp", "/bin/instructions")
+        plan.run("preempt", 1200, "TMPDIR=/tmp", "/bin/instructions")
+        if SABOTAGED_INSTRUCTIONS in programs:
+            wanted |= {SABOTAGED_INSTRUCTIONS, SABOTAGED_INSTRUCTIONS + ".listing"}
+            plan.run("sabotage_preempt", 300, "TMPDIR=/tmp", "PCM_INSTRUCTIONS_FIRST_ONLY=1",
+                     "/bin/" + SABOTAGED_INSTRUCTIONS, "--gtest_filter=*EveryOneOfEverySection")
     if libcs and "stress_dynamic" in programs and not quick:
         wanted |= {"stress_dynamic", "libpcmalloc.so"}
         wanted |= {name for name in programs if name.startswith("/lib/")}
@@ -147,26 +154,28 @@ def _debug_boot(choice, seconds):
 def _gap_boot(seconds):
     """arm64: possible CPUs 0, 2 and 3. (On x86_64 the kernel numbers them without gaps.)"""
     plan = _Plan()
+    plan.run("detect", 10, "/bin/detect")
     plan.lines.append("show /sys/devices/system/cpu/possible")
     plan.run("mode", 10, "/bin/mode")
     for mode in ("v2safe-cpu", "v2safe-cid"):
         plan.stress("stress_possible_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
     plan.stress("stress_toggle_v2safe-cpu", seconds, "PCMALLOC_CONF=rseq:v2safe-cpu",
                 flags="toggle")
-    return plan.boot("gap in possible", _files({"init", "mode", "stress"}),
+    return plan.boot("gap in possible", _files({"init", "detect", "mode", "stress"}),
                      cpus=4)._replace(without_cpu=1)
 
 
 def _hot_add_boot(seconds):
     """x86_64: a third CPU is plugged in while a program runs, which then must have a slab there."""
     plan = _Plan()
+    plan.run("detect", 10, "/bin/detect")
     plan.run("mode", 10, "/bin/mode")
     plan.lines.append("show /sys/devices/system/cpu/present")
     plan.run("mode_hotadd", 20, "/bin/mode", "6", "20", flags="hotadd")
     plan.lines.append("show /sys/devices/system/cpu/present")
     for mode in ("v2safe-cpu", "v2safe-cid"):
         plan.stress("stress_after_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
-    return plan.boot("hot-add", _files({"init", "mode", "stress"}), cpus=2,
+    return plan.boot("hot-add", _files({"init", "detect", "mode", "stress"}), cpus=2,
                      smp_more=",sockets=4,maxcpus=4")._replace(
                          hot_add=("device_add Nehalem-x86_64-cpu,socket-id=2,core-id=0,thread-id=0",))
 

@@ -4,10 +4,11 @@
 from xml.etree import ElementTree
 
 COLUMNS = (
-    ("arch", "arch"), ("version", "kernel"), ("class", "class"), ("expected", "expected"),
-    ("mode", "mode"), ("space", "page, bits"), ("stress", "stress"), ("sabotage", "sabotage"), ("preemption", "preempted"),
-    ("musl", "musl"), ("same_core", "same core"), ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"),
-    ("reason", "reason"),
+    ("arch", "arch"), ("version", "kernel"), ("why", "why"), ("class", "class"),
+    ("expected", "expected"), ("mode", "mode"), ("space", "page, bits"), ("stress", "stress"),
+    ("stress_seconds", "s each"), ("sabotage", "sabotage"), ("preemption", "preempted"),
+    ("preempt_sabotage", "preempt sabotage"), ("musl", "musl"), ("same_core", "same core"),
+    ("tests", "tests"), ("seconds", "seconds"), ("ok", "ok"), ("reason", "reason"),
 )
 # What is told apart from "wrong": the kernel was never booted.
 UNBOOTED = ("not available", "skipped")
