@@ -16,10 +16,12 @@ namespace pcmalloc::instructions {
 #if defined(__x86_64__)
 #define PCM_HAND_OVER "int3"
 inline constexpr char kJump[] = "jmp";
-inline constexpr bool kStepsOverBreakpoints = true;  // by the resume flag, which the kernel sets
+inline constexpr char kMmCidOperand[] = "%fs:0x18(";  // of the instruction that loads it
+inline constexpr bool kStepsOverBreakpoints = true;   // by the resume flag, which the kernel sets
 #elif defined(__aarch64__)
 #define PCM_HAND_OVER "brk #1"
 inline constexpr char kJump[] = "b\t";
+inline constexpr char kMmCidOperand[] = ", #24]";
 inline constexpr bool kStepsOverBreakpoints = false;
 #endif
 

@@ -82,6 +82,7 @@ SectionCode Disassembly::CodeOf(const rseq::SectionEntry& entry) const {
   for (auto it = instructions_.find(entry.StartAddress());
        it != instructions_.end() && it->first <= entry.CommitAddress(); ++it) {
     code.instructions.push_back(it->first);
+    if (it->second.find(kMmCidOperand) != std::string::npos) code.by_mm_cid = true;
   }
   auto stub = instructions_.find(entry.AbortAddress());
   while (stub != instructions_.end() && stub->second.rfind(kJump, 0) != 0) ++stub;

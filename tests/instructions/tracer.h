@@ -22,6 +22,7 @@ namespace pcmalloc::instructions {
 struct SectionCode {
   std::vector<uintptr_t> prelude;       // from where an aborted thread begins anew to the start
   std::vector<uintptr_t> instructions;  // from the start to the one behind the commit
+  bool by_mm_cid = false;               // its index is the mm_cid
 };
 
 class Disassembly {

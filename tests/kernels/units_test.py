@@ -317,7 +317,7 @@ class KeepTest(unittest.TestCase):
         others = [digest(programs=dict(programs, stress=b"B")), digest(release="7.0.10"),
                   digest(programs=dict(programs, extra=b"")), digest(seconds=6),
                   digest(only=["stress*"]), digest(digit="0" * 64),
-                  digest(programs={"init": b"ab", "stress": b""}),
+                  digest(programs={"init": b"a'stress'b"}),
                   digest(libcs={"glibc-2.36": {"glibc-2.36/ld-linux-x86-64.so.2": b"C"}})]
         self.assertEqual(len(set(others + [same])), len(others) + 1)
 

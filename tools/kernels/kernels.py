@@ -30,6 +30,7 @@ import report
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
 OBJDUMP = {"x86_64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
+COMMENT = {"x86_64": b"#", "arm64": b"//"}  # of the disassembler
 TARGET = {"x86_64": "//tests/kernels:programs", "arm64": "//tests/kernels:programs_aarch64"}
 # The C libraries that dynamic programs run with: one that registers 32 bytes, one that registers
 # the length that the kernel advertises.
@@ -118,8 +119,8 @@ def listing(arch, path):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise Failed("objdump %s: %s" % (path, done.stderr.decode("utf-8", "replace")))
-    # Comments of the disassembler would double its length.
-    return b"\n".join(line.split(b"#", 1)[0].split(b" <", 1)[0]
+    # Comments would double its length.
+    return b"\n".join(line.split(COMMENT[arch], 1)[0].split(b" <", 1)[0]
                       for line in done.stdout.split(b"\n") if b":\t" in line)
 
 
