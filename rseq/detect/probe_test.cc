@@ -75,6 +75,13 @@ std::string Describe(const ProbeResult& r) {
   return text;
 }
 
+// An emulated machine on a busy one may need more than the time that a probe takes for itself. It says
+// so then: that is no other answer.
+bool WasLate(const Finding32& finding) {
+  return finding.value == Class32::kUnknown && !finding.marked.finished &&
+         finding.marked.nanoseconds >= kMostNanoseconds;
+}
+
 class OnThisMachine : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -206,7 +213,8 @@ TEST(TheProgram, NoticesNothing) {
   sigset_t mask_before, mask_after;
   sigprocmask(SIG_BLOCK, nullptr, &mask_before);
   errno = 77;
-  const Finding32 finding = FindClass32();
+  Finding32 finding = FindClass32();
+  for (int i = 0; i < 5 && WasLate(finding); ++i) finding = FindClass32();
   FindClassV2(LongerLength());
   EXPECT_EQ(errno, 77);
   EXPECT_EQ(waitpid(-1, nullptr, __WALL | WNOHANG), -1);
@@ -233,10 +241,21 @@ TEST(TheProgram, NoticesNothing) {
       }
     });
     bool same = true;
-    for (int i = 0; i < 50; ++i) same = same && FindClass32().value == finding.value;
+    int late = 0;
+    for (int i = 0; i < 50 && same; ++i) {
+      const Finding32 again = FindClass32();
+      if (WasLate(again)) {
+        ++late;
+      } else if (again.value != finding.value) {
+        same = false;
+        fprintf(stderr, "%s: %s\n", Name(again.value), Describe(again.marked).c_str());
+      }
+    }
     stop = true;
     sender.join();
+    dprintf(STDOUT_FILENO, "PCM late=%d\n", late);
     if (!same) return 1;
+    if (late > 10) return 4;
     if (signals_seen == 0) return 2;
     return signals_elsewhere == 0 ? 0 : 3;
   });
