@@ -40,8 +40,10 @@ class PageHeap {
   // Takes `pages` pages whose first byte is a multiple of `alignment` bytes (a power of two,
   // >= kPageSize). The span comes out as kSmall with `size_class` in every page-map entry when that
   // is not 0, else as kLarge. `span->zeroed` says whether the caller may skip clearing it.
+  // Where there is a choice, `room` more pages behind it are free, for Resize.
   // Thread-safe; async-signal-safe (see kReentrant).
-  static PageResult Take(size_t pages, size_t alignment, unsigned size_class, Span** span);
+  static PageResult Take(size_t pages, size_t alignment, unsigned size_class, Span** span,
+                         size_t room = 0);
 
   // Gives a span back. kReentrant leaves it untouched: the caller must try again later.
   static PageResult Give(Span* span);
