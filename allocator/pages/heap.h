@@ -128,11 +128,13 @@ Fill FillFor(size_t pages, unsigned size_class);
 void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill);
 
 // What is to go back: `bytes` in ranges of `shortest` or more, the longest first; parts of
-// hugepages, which lose their advantage by it, or only whole ones.
+// hugepages, which lose their advantage by it, or only whole ones. May it be more, a long range that
+// has lost more than half goes as a whole: who had it would not fit into the rest.
 struct Order {
   uint64_t bytes;
   size_t shortest;
   bool break_huge;
+  bool may_be_more = false;
 };
 
 // Carries it out as far as possible. Needs the lock, and keeps it: for the last resort only. The

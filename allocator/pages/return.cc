@@ -32,6 +32,9 @@ constexpr uint64_t kBatchBytes = uint64_t{16} << 20;
 // Refusals (locked memory, for one) after which a pass gives up.
 constexpr int kMostRefusals = 16;
 
+// Ranges that only a request for one block can have made.
+constexpr uint64_t kLong = uint64_t{4} << 20;
+
 // The lengths that a range is cut to when less than all of it has to go.
 constexpr uintptr_t kCut = uintptr_t{64} << 10;
 constexpr uintptr_t kHugePage = os::kHugePage;
@@ -76,7 +79,8 @@ bool Returning::PickFrom(Span* span, uint64_t most) {
     if (end % kHugePage != 0 && arena.huge(end - 1)) end = RoundDown(end, kHugePage);
     if (start >= end || end - start < order_.shortest) return false;
   }
-  if (end - start > most) {
+  const bool whole = order_.may_be_more && end - start >= kLong && end - start < 2 * most;
+  if (end - start > most && !whole) {
     // Along the borders of hugepages as far as that is possible.
     uintptr_t cut = RoundUp(end - most, kHugePage);
     if (cut >= end) {
@@ -305,7 +309,8 @@ void Maintain(uint64_t excess_bytes) {
       PCMALLOC_CHECK(held);
       if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
     }
-    const uint64_t returned = ReturnLongest({excess_bytes, shortest, shortest == kPageSize});
+    const uint64_t returned =
+        ReturnLongest({excess_bytes, shortest, shortest == kPageSize, heap.idle_kept == 0});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
     heap.idle_floor.Returned(returned);

@@ -95,6 +95,28 @@ TEST(ReturnTest, BreathingCostsNoCalls) {
   });
 }
 
+// A block longer than what may be idle comes and goes: half of it would be of no use to the next one.
+TEST(ReturnTest, ALongRangeGoesAsAWhole) {
+  InChild([] {
+    ParseConfig("decay:never,thp:never");
+    std::vector<uint64_t> releases;
+    for (int i = 0; i < 30; ++i) {
+      Span* span = TakeOrNull(20 * kPagesPerMiB);
+      ASSERT_NE(span, nullptr);
+      ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+      releases.push_back(PageHeap::Stats().releases);
+    }
+    EXPECT_LE(releases[29] - releases[9], 20u);  // one call a time, or none
+    EXPECT_LE(PageHeap::Stats().free_bytes, 20 * kMiB);
+    CheckPageHeap();
+    // What the program wants to keep it keeps to the byte, see WhatTheProgramWantsToKeepStays.
+    PageHeap::SetIdleLimit(12 * kMiB);
+    Span* span = TakeOrNull(20 * kPagesPerMiB);
+    ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 11 * kMiB);
+  });
+}
+
 // Idle memory that fits nobody makes room for growth elsewhere.
 TEST(ReturnTest, GrowthIsMadeUpFor) {
   InChild([] {
