@@ -248,6 +248,40 @@ uint64_t ReturnUnderLock(const Order& order) {
   return returning.returned();
 }
 
+namespace {
+
+// Free spans from this length on are worth a visit to the maps: 64 KiB of span map.
+constexpr size_t kLongMaps = (size_t{64} << 10) / sizeof(Span*);
+
+// What describes memory goes after it: a heap that was large once would keep 0.4 % of that for good.
+void ReturnMetadata() {
+  void* block = nullptr;
+  bool returned = false;
+  while (true) {
+    {
+      LockHolder held(heap.lock);
+      if (!held) return;
+      if (block != nullptr) heap.store.PutBack(block, returned);
+      block = heap.store.TakeEmpty();
+      if (block == nullptr) break;
+    }
+    returned = SpanStore::ReturnMemory(block);
+  }
+  // Under the lock, as the entries may be needed at any time; there are few such spans.
+  LockHolder held(heap.lock);
+  if (!held) return;
+  const int lowest_bin = FreeSpans::BinOf(kLongMaps);
+  for (int bin = heap.cold.HighestBin(); bin >= lowest_bin; bin = heap.cold.HighestBin(bin - 1)) {
+    for (Span* span = heap.cold.First(bin); span != nullptr; span = span->next) {
+      if (span->maps_returned) continue;
+      ArenaOf(span).ReturnMaps(span);
+      span->maps_returned = true;
+    }
+  }
+}
+
+}  // namespace
+
 uint64_t ReturnLongest(const Order& order) {
   PCMALLOC_CHECK(heap.return_lock.HeldBySelf());
   Returning returning(order);
@@ -259,11 +293,13 @@ uint64_t ReturnLongest(const Order& order) {
       returning.Settle();
       if (!returning.Pick()) {
         returning.Finish();
-        return returning.returned();
+        break;
       }
     }
     returning.Call();
   }
+  if (returning.returned() != 0) ReturnMetadata();
+  return returning.returned();
 }
 
 namespace {

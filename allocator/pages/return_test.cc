@@ -2,6 +2,7 @@
 //
 // Idle memory goes back: by age under a clock that the test turns, by slow paths and the real one,
 // at once where that is asked for; and nobody waits for it. Every test in a child of its own.
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -252,6 +253,40 @@ TEST(ReturnTest, TakesDuringAReturnFindTheMemory) {
     returner.join();
     EXPECT_EQ(refused, 0);
     CheckPageHeap();
+  });
+}
+
+size_t ResidentBytes() {
+  FILE* const file = fopen("/proc/self/statm", "re");
+  size_t pages = 0, resident = 0;
+  if (file == nullptr || fscanf(file, "%zu %zu", &pages, &resident) != 2) return 0;
+  fclose(file);
+  return resident * os::KernelPageSize();
+}
+
+// A heap that was large keeps neither its Spans nor its maps in memory, and works as before.
+TEST(ReturnTest, MetadataFollows) {
+  InChild([] {
+    ParseConfig("decay:never");
+    constexpr size_t kSpans = 60000;
+    std::vector<Span*> spans(kSpans);
+    const size_t before = ResidentBytes();
+    for (int round = 0; round < 3; ++round) {
+      for (Span*& span : spans) {
+        span = TakeOrNull(2);
+        ASSERT_NE(span, nullptr);
+        *Begin(span) = 1;
+      }
+      const uint64_t full = PageHeap::Stats().metadata_bytes;
+      EXPECT_GE(full, kSpans * sizeof(Span));
+      for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+      PageHeap::Release(SIZE_MAX);
+      // What is left is the committed maps.
+      EXPECT_LE(PageHeap::Stats().metadata_bytes, full - kSpans * sizeof(Span) * 9 / 10);
+      // Which are 1.1 MiB, and have no memory.
+      EXPECT_LE(ResidentBytes(), before + 3 * kMiB / 2);
+      CheckPageHeap();
+    }
   });
 }
 
