@@ -166,9 +166,7 @@ void* TakeAligned(size_t alignment, size_t size) {
   if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, alignment);
   Initialize();
   if (alignment <= kPageSize && size <= kMaxCachedSize - kPageSize) {
-    // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h; large
-    // blocks start on pages.
-    return TakeQuickly((size + (size == 0) + alignment - 1) & ~(alignment - 1));
+    return TakeQuickly(AlignedSize(alignment, size));  // large blocks start on pages
   }
   bool zeroed;
   return TakeOrTrim(size, [&] { return TakeLarge(alignment, size, &zeroed); });
