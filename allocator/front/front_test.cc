@@ -6,6 +6,9 @@
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -344,6 +347,36 @@ TEST(Deferred, EachBlockOnceWhoeverFlushes) {
   FlushDeferred(flush);
   EXPECT_EQ(flushed, 4 * kBlocks);
   EXPECT_TRUE(std::all_of(times.begin(), times.end(), [](const auto& n) { return n == 1; }));
+}
+
+// A shard that there is no memory for is asked for once and not at every batch. In a child, since what
+// is known of a CPU is known for good.
+TEST_F(Front, AShardThatIsRefusedIsNotAskedForAgain) {
+  cpu_set_t allowed;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+  int cpu = 1;
+  while (cpu < CPU_SETSIZE && (cpu % 8 == 0 || !CPU_ISSET(cpu, &allowed))) ++cpu;
+  if (cpu == CPU_SETSIZE) GTEST_SKIP() << "one CPU";
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ParseConfig("cache_domains:8");
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    if (sched_setaffinity(0, sizeof(one), &one) != 0) _exit(2);
+    rlimit before;
+    if (getrlimit(RLIMIT_AS, &before) != 0) _exit(3);
+    const rlimit none = {1 << 20, before.rlim_max};
+    if (setrlimit(RLIMIT_AS, &none) != 0) _exit(4);
+    if (NearShard() != 0 || central::OpenShards() != 1) _exit(5);
+    if (setrlimit(RLIMIT_AS, &before) != 0) _exit(6);
+    if (NearShard() != 0 || central::OpenShards() != 1) _exit(7);
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 // Last, since what is known of a CPU is known for good.

@@ -21,8 +21,9 @@ using central::kMaxShards;
 // A process that has run on no more CPUs than these is served by one shard whatever they share.
 constexpr unsigned kFewCpus = 4;
 
-constinit std::atomic<uint8_t> shard_of[percpu::kMaxCpus] = {};  // and one; 0: not known yet
-constinit std::atomic<uint64_t> domain_of[kMaxShards] = {};      // and one; 0: none yet
+// And one; 0: not known yet. Who reads a number must find that shard open: released and acquired.
+constinit std::atomic<uint8_t> shard_of[percpu::kMaxCpus] = {};
+constinit std::atomic<uint64_t> domain_of[kMaxShards] = {};  // and one; 0: none yet
 
 // In the order in which domains are met.
 unsigned ShardOfDomain(uint64_t domain) {
@@ -48,8 +49,9 @@ ABSL_ATTRIBUTE_NOINLINE unsigned Find(unsigned cpu) {
     if (rseq::CurrentCpu() != static_cast<int>(cpu)) return 0;  // moved meanwhile: another time
     shard = ShardOfDomain(domain);
   }
-  if (!central::OpenShard(shard)) return 0;
-  shard_of[cpu].store(static_cast<uint8_t>(shard + 1), std::memory_order_relaxed);
+  // Refused, it is not tried again: at every batch that would cost more than a shard can save.
+  if (!central::OpenShard(shard)) shard = 0;
+  shard_of[cpu].store(static_cast<uint8_t>(shard + 1), std::memory_order_release);
   return shard;
 }
 
@@ -58,7 +60,7 @@ ABSL_ATTRIBUTE_NOINLINE unsigned Find(unsigned cpu) {
 unsigned NearShard() {
   const auto cpu = static_cast<unsigned>(rseq::CurrentCpu());
   if (ABSL_PREDICT_FALSE(cpu >= percpu::kMaxCpus)) return 0;
-  const uint8_t known = shard_of[cpu].load(std::memory_order_relaxed);
+  const uint8_t known = shard_of[cpu].load(std::memory_order_acquire);
   return ABSL_PREDICT_TRUE(known != 0) ? known - 1u : Find(cpu);
 }
 

@@ -22,7 +22,7 @@ bool Ask(uint32_t leaf, uint32_t subleaf, Registers* r) {
 }
 
 // By how many bits APIC ids of the CPUs that share the last of the caches differ at most; 0 if the
-// leaf says nothing.
+// leaf says nothing, or that no CPU shares it.
 unsigned SharedBits(uint32_t leaf) {
   constexpr uint32_t kMostCaches = 8;
   unsigned bits = 0;
@@ -47,6 +47,9 @@ uint64_t CacheDomainHere() {
   constexpr uint32_t kAmd = 0x8000001d;
   unsigned bits = SharedBits(kIntel);
   if (bits == 0) bits = SharedBits(kAmd);
+  // A hypervisor that tells nothing of caches, or makes a socket of each CPU: not to be taken for as
+  // many caches.
+  if (bits == 0) return 0;
   Registers r = {};
   constexpr uint32_t kTopology = 0xb;
   if (Ask(kTopology, 0, &r) && r.b != 0) return r.d >> bits;

@@ -14,8 +14,8 @@ namespace pcmalloc::os {
 
 // A number that is the same for two CPUs if they share a last-level cache, of the CPU that the caller
 // runs on (who may be moved meanwhile: compare the CPU's number before and after). x86_64: from the
-// APIC id and how many of those share the cache (CPUID leaf 4 or 0x8000001D). aarch64, where a
-// program cannot ask for caches: the NUMA node.
+// APIC id and how many of those share the cache (CPUID leaf 4 or 0x8000001D); 0 for all where none is
+// said to be shared. aarch64, where a program cannot ask for caches: the NUMA node.
 uint64_t CacheDomainHere();
 
 }  // namespace pcmalloc::os

@@ -5,7 +5,8 @@
 // Invariants: one lock guards all of it; no function waits for a lock that the calling thread holds
 //   already (kReentrant instead); free neighbours are always merged unless one is returned and the
 //   other is not; a page's map entries are right whenever no lock is held.
-//   No lock that Take or Give need is held during the system calls that return memory.
+//   No lock that Take or Give need is held during the system calls that return memory, but for the
+//   last resort and for map entries.
 // Cost: constant time to take and give; a system call only to grow an arena or to return memory.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
 #define PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_

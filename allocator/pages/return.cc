@@ -79,7 +79,8 @@ bool Returning::PickFrom(Span* span, uint64_t most) {
     if (end % kHugePage != 0 && arena.huge(end - 1)) end = RoundDown(end, kHugePage);
     if (start >= end || end - start < order_.shortest) return false;
   }
-  const bool whole = order_.may_be_more && end - start >= kLong && end - start < 2 * most;
+  const bool whole =
+      order_.may_be_more && heap.idle_kept == 0 && end - start >= kLong && end - start < 2 * most;
   if (end - start > most && !whole) {
     // Along the borders of hugepages as far as that is possible.
     uintptr_t cut = RoundUp(end - most, kHugePage);
@@ -223,6 +224,7 @@ uint64_t DecayStep(uint64_t now_ms) {
 }  // namespace
 
 void RecoverReturning() {
+  heap.store.PutAllBack();
   for (int i = 0; i < Arenas::count(); ++i) {
     Arena& arena = Arenas::at(i);
     if (arena.base() == 0 || heap.returning_pages == 0) continue;
@@ -346,7 +348,7 @@ void Maintain(uint64_t excess_bytes) {
       if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
     }
     const uint64_t returned =
-        ReturnLongest({excess_bytes, shortest, shortest == kPageSize, heap.idle_kept == 0});
+        ReturnLongest({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
     heap.idle_floor.Returned(returned);

@@ -16,6 +16,7 @@
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
 #include "allocator/os/memory.h"
+#include "allocator/pages/heap.h"
 #include "allocator/pages/release_policy.h"
 #include "allocator/pages/test_util.h"
 #include "gtest/gtest.h"
@@ -324,6 +325,24 @@ TEST(ReturnTest, ForkDuringReturns) {
     }
     stop = true;
     for (std::thread& thread : threads) thread.join();
+  });
+}
+
+// The block of Spans that a thread of the parent was about to return is not lost to the child.
+TEST(ReturnTest, AForksChildHasAllSpans) {
+  InChild([] {
+    ParseConfig("decay:never,thp:never");
+    PageHeap::SetIdleLimit(SIZE_MAX);
+    std::vector<Span*> spans(5000);
+    for (Span*& span : spans) span = TakeOrNull(1);
+    for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    SpanStore& store = pages::heap.store;
+    const size_t bytes = store.bytes();
+    ASSERT_NE(store.TakeEmpty(), nullptr);
+    ASSERT_TRUE(PageHeap::LockForFork());
+    PageHeap::UnlockAfterFork(/*in_child=*/true);
+    for (Span*& span : spans) ASSERT_NE(span = TakeOrNull(1), nullptr);
+    EXPECT_EQ(store.bytes(), bytes);
   });
 }
 

@@ -110,6 +110,7 @@ void* SpanStore::TakeEmpty() {
   empty_.Remove(block);
   --empty_blocks_;
   available_ -= kSpans;
+  out_.Insert(block);
   return block;
 }
 
@@ -119,6 +120,7 @@ bool SpanStore::ReturnMemory(void* block) {
 
 void SpanStore::PutBack(void* memory, bool returned) {
   Block* const block = static_cast<Block*>(memory);
+  out_.Remove(block);
   available_ += kSpans;
   block->free = nullptr;
   block->fresh = 0;
@@ -126,6 +128,10 @@ void SpanStore::PutBack(void* memory, bool returned) {
   if (returned) bytes_ -= ReturnedBytes();
   // Refused (locked memory) or not, it is not asked for again.
   returned_.Insert(block);
+}
+
+void SpanStore::PutAllBack() {
+  while (out_.first != nullptr) PutBack(out_.first, false);
 }
 
 bool SpanStore::AddChunk(size_t count) {

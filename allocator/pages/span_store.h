@@ -43,6 +43,8 @@ class SpanStore {
   // Returns the memory of such a block to the system. Needs no lock.
   static bool ReturnMemory(void* block);
   void PutBack(void* block, bool returned);
+  // In a fork's child: what somebody took out who is not there.
+  void PutAllBack();
 
   size_t bytes() const { return bytes_; }  // mapped and not returned
 
@@ -60,6 +62,7 @@ class SpanStore {
   List partly_used_;
   List empty_;
   List returned_;
+  List out_;             // between TakeEmpty and PutBack
   uintptr_t fresh_ = 0;  // the part of the last chunk that no block was made of
   uintptr_t fresh_end_ = 0;
   size_t available_ = 0;  // Spans that Take can give without a system call
