@@ -29,7 +29,7 @@ void PairBody(void* context, int) {
 
 void Pair(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 16000000) / threads};
+  Work work{Operations(arguments, 80000000) / threads};
   const Cost cost = RunThreads(threads, {nullptr, PairBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
@@ -46,7 +46,7 @@ void BatchBody(void* context, int) {
 
 void Batch(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  const uint64_t batches = Operations(arguments, 6400) / threads;
+  const uint64_t batches = Operations(arguments, 32000) / threads;
   Work work{(batches == 0 ? 1 : batches) * 1000};
   const Cost cost = RunThreads(threads, {nullptr, BatchBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
@@ -87,7 +87,7 @@ void Churn(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
   const uint32_t live = 100000u / static_cast<uint32_t>(threads);
   Table<void*> blocks(static_cast<size_t>(live) * threads);
-  ChurnWork work{Operations(arguments, 6400000) / threads, live, &blocks};
+  ChurnWork work{Operations(arguments, 32000000) / threads, live, &blocks};
   const Cost cost = RunThreads(threads, {ChurnPrepare, ChurnBody, ChurnFinish}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
@@ -157,7 +157,7 @@ void LarsonBody(void* context, int index) {
 
 void Larson(const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  Work work{Operations(arguments, 6400000) / threads};
+  Work work{Operations(arguments, 32000000) / threads};
   const Cost cost = RunThreads(threads, {nullptr, LarsonBody, nullptr}, &work);
   EmitRow(row, arguments, cost, work.operations / kGenerations * kGenerations * threads);
 }

@@ -150,7 +150,7 @@ void Transfer(const char* row, const Arguments& arguments) {
   if (sscanf(row, "transfer/%dto%d/%zu", &work.producers, &work.consumers, &work.size) != 3)
     abort();
   const int ring_count = work.producers > work.consumers ? work.producers : work.consumers;
-  work.per_ring = Operations(arguments, 1600000) / static_cast<uint64_t>(ring_count);
+  work.per_ring = Operations(arguments, 8000000) / static_cast<uint64_t>(ring_count);
   const Cost cost =
       RunThreads(work.producers + work.consumers, {nullptr, TransferBody, nullptr}, &work);
   EmitCost(row, cost, static_cast<double>(work.per_ring * static_cast<uint64_t>(ring_count)));
@@ -160,7 +160,7 @@ void Transfer(const char* row, const Arguments& arguments) {
 void RemoteFree(const char* row, const Arguments& arguments) {
   RemoteWork work{};
   work.threads = ThreadsOf(row);
-  work.batches = Operations(arguments, 32000) / static_cast<uint64_t>(work.threads);
+  work.batches = Operations(arguments, 160000) / static_cast<uint64_t>(work.threads);
   const Cost cost = RunThreads(work.threads, {nullptr, RemoteBody, nullptr}, &work);
   for (Mailbox& mailbox : mailboxes) FreeMail(mailbox.mail.exchange(nullptr));
   EmitCost(row, cost, static_cast<double>(work.batches * (kMailBatch + 1)) * work.threads);

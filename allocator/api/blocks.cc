@@ -27,6 +27,13 @@ namespace {
 // A large block shrinks in place by giving back its tail if that is worth a lock.
 constexpr size_t kWorthCutting = 4 * kPageSize;
 
+// A block that grows from here on will do so again: it becomes a span of its own that has room behind
+// it. Such a span costs three visits to the page heap, less than copying the block once.
+constexpr size_t kGrowsInPlace = size_t{32} << 10;
+constexpr size_t kMostRoom = size_t{64} << 20;
+// Moving the mappings costs less than copying from here on.
+constexpr size_t kMovedByKernel = size_t{256} << 10;
+
 size_t PagesFor(size_t size) { return (size + kPageSize - 1) / kPageSize; }
 
 // A span of its own. `zeroed` says whether the caller may skip clearing it.
@@ -105,18 +112,39 @@ void* Moved(void* p, size_t old_size, size_t size) {
   return moved;
 }
 
+// A block for the contents of one that grows.
+void* TakeToGrow(size_t size) {
+  const size_t room = PagesFor(size < kMostRoom ? size : kMostRoom);
+  return TakeOrTrim(size, [=]() -> void* {
+    Span* span;
+    if (PageHeap::Take(PagesFor(size), kPageSize, 0, &span, room) != PageResult::kOk) {
+      return TakeOnce(size);
+    }
+    return reinterpret_cast<void*>(span->start);
+  });
+}
+
+void* Grown(void* p, size_t old_size, size_t size) {
+  void* moved = TakeToGrow(size);
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, old_size);
+  Free(p);
+  return moved;
+}
+
 void* ResizeLarge(Span* span, size_t size) {
   void* p = reinterpret_cast<void*>(span->start);
   const size_t pages = PagesFor(size);
-  if (size > kMaxSmallSize) {
+  if (size > kGrowsInPlace) {
     if (pages <= span->pages) {
       if ((span->pages - pages) * kPageSize >= kWorthCutting) PageHeap::Resize(span, pages);
       return p;
     }
     if (PageHeap::Resize(span, pages) == PageResult::kOk) return p;
-    void* moved = TakeBlock(size);
+    if (span->bytes() < kMovedByKernel) return Grown(p, span->bytes(), size);
+    void* moved = TakeToGrow(size);
     if (moved == nullptr) return nullptr;
-    Span* to = SpanOf(moved);
+    Span* to = ClassOf(moved) == 0 ? SpanOf(moved) : nullptr;
     if (to == nullptr || !PageHeap::MovePages(span, to)) memcpy(moved, p, span->bytes());
     GiveBlock(p);
     return moved;
@@ -138,9 +166,7 @@ void* TakeAligned(size_t alignment, size_t size) {
   if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, alignment);
   Initialize();
   if (alignment <= kPageSize && size <= kMaxCachedSize - kPageSize) {
-    // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h; large
-    // blocks start on pages.
-    return TakeQuickly((size + (size == 0) + alignment - 1) & ~(alignment - 1));
+    return TakeQuickly(AlignedSize(alignment, size));  // large blocks start on pages
   }
   bool zeroed;
   return TakeOrTrim(size, [&] { return TakeLarge(alignment, size, &zeroed); });
@@ -214,6 +240,7 @@ void* ResizeBlock(void* p, size_t size) {
   const size_t old_size = kClasses[size_class].size;
   // A block that is half used stays where it is: moving it would save less than it costs.
   if (size <= old_size && (size >= old_size / 2 || old_size <= 64)) return p;
+  if (size > old_size && old_size >= kGrowsInPlace) return Grown(p, old_size, size);
   void* moved = Moved(p, old_size, size);
   // Shrinking cannot fail: the old block serves as well.
   return moved == nullptr && size <= old_size ? p : moved;

@@ -48,11 +48,20 @@ ABSL_ATTRIBUTE_NOINLINE void* MallocOtherwise(size_t size) {
 void* Aligned(size_t alignment, size_t size) {
   // Up to the alignment that every block has anyway, the hit path serves.
   if (alignment <= kMinAlignment) return Malloc(size);
-  // The class of a multiple of the alignment is aligned itself, see sizes/size_classes.h.
   if (alignment <= kPageSize && size <= kMaxSmallSize - kPageSize) {
-    return Malloc((size + (size == 0) + alignment - 1) & ~(alignment - 1));
+    return Malloc(AlignedSize(alignment, size));
   }
   return OrNoMemory(TakeAligned(alignment, size));
+}
+
+// What posix_memalign does on a miss: errno stays as it is.
+ABSL_ATTRIBUTE_NOINLINE int AlignedInto(void** out, size_t alignment, size_t size) {
+  const int saved = errno;
+  void* p = Aligned(alignment, size);
+  errno = saved;
+  if (p == nullptr) return ENOMEM;
+  *out = p;
+  return 0;
 }
 
 void* PageAligned(size_t size) { return Aligned(os::KernelPageSize(), size); }
@@ -176,12 +185,15 @@ PCM_EXPORT void* aligned_alloc(size_t alignment, size_t size) { return memalign(
 
 PCM_EXPORT int posix_memalign(void** out, size_t alignment, size_t size) {
   if (alignment % sizeof(void*) != 0 || !pcmalloc::IsPowerOfTwo(alignment)) return EINVAL;
-  const int saved = errno;
-  void* p = pcmalloc::Aligned(alignment, size);
-  errno = saved;
-  if (p == nullptr) return ENOMEM;
-  *out = p;
-  return 0;
+  // A hit sets no errno that would have to be kept.
+  if (alignment <= pcmalloc::kPageSize && size <= pcmalloc::kFineLimit) {
+    void* p = pcmalloc::PopSmall(pcmalloc::AlignedSize(alignment, size));
+    if (ABSL_PREDICT_TRUE(p != nullptr)) {
+      *out = p;
+      return 0;
+    }
+  }
+  return pcmalloc::AlignedInto(out, alignment, size);
 }
 
 PCM_EXPORT void* valloc(size_t size) { return pcmalloc::PageAligned(size); }

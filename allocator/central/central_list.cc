@@ -142,23 +142,25 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
   return taken;
 }
 
-// Books `given` objects whose bits have been set; a span that is all free is put on `emptied`.
-void CentralList::Settle(Span* span, uint32_t given, Span** emptied) {
+// Books `given` objects of a span whose bits have been set. One that is all free is put on `emptied`:
+// returns how many objects leave the list with it.
+uint32_t CentralList::Settle(Span* span, uint32_t given, Span** emptied) {
   const bool listed = span->free_objects != 0;
   span->free_objects = static_cast<uint16_t>(span->free_objects + given);
-  Adjust(&free_objects_, given);
   if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
     if (listed) Remove(span);
     Adjust(&spans_, -1);
-    Adjust(&free_objects_, -static_cast<int64_t>(span->objects));
     span->next = *emptied;
     *emptied = span;
-  } else if (!listed) {
+    return span->objects;
+  }
+  if (!listed) {
     Insert(span);
   } else if (ListFor(span) != span->list_index) {
     Remove(span);
     Insert(span);
   }
+  return 0;
 }
 
 uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
@@ -166,6 +168,7 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
   {
     LockHolder held(lock_);
     if (!held) return 0;
+    int64_t leaving = 0;
     Span* span = nullptr;
     uint32_t begin = 0;  // of the run of objects of one span
     // The word of bits being changed stays in a register: neighbours come one after the other, and
@@ -175,10 +178,11 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) {
       void* p = in[i];
       uintptr_t address = reinterpret_cast<uintptr_t>(p);
-      if (span == nullptr || address - span->start >= span->bytes()) {
+      const bool new_run = span == nullptr || address - span->start >= span->bytes();
+      if (new_run) {
         if (span != nullptr) {
           span->free_bits[word_index] = word;
-          Settle(span, i - begin, &emptied);
+          leaving += Settle(span, i - begin, &emptied);
         }
         begin = i;
         span = QuickSpanOf(p);
@@ -186,16 +190,15 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
                                span->size_class != size_class)) {
           BadFree("free of a pointer that was not allocated", p, span);
         }
-        word_index = 0;
-        word = span->free_bits[0];
       }
       const uint32_t index = IndexOf(span, address);
       if (ABSL_PREDICT_FALSE(index >= span->objects ||
                              span->start + size_t{index} * span->object_size != address)) {
         BadFree("free of a pointer into the middle of a block", p, span);
       }
-      if (index / 64 != word_index) {
-        span->free_bits[word_index] = word;
+      // A new run has no word to store; which word it begins with no branch could foresee.
+      if (new_run || index / 64 != word_index) {
+        if (!new_run) span->free_bits[word_index] = word;
         word_index = index / 64;
         word = span->free_bits[word_index];
       }
@@ -220,8 +223,9 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
     }
     if (span != nullptr) {
       span->free_bits[word_index] = word;
-      Settle(span, n - begin, &emptied);
+      leaving += Settle(span, n - begin, &emptied);
     }
+    Adjust(&free_objects_, n - leaving);
   }
   // Outside of the lock: the page heap may have to talk to the kernel.
   while (emptied != nullptr) {

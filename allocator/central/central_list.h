@@ -61,7 +61,7 @@ class CentralList {
   void Insert(Span* span);
   void Remove(Span* span);
   bool Grow(unsigned size_class, Shortage* shortage);
-  void Settle(Span* span, uint32_t given, Span** emptied);
+  uint32_t Settle(Span* span, uint32_t given, Span** emptied);
 
   RankedLock<LockRank::kCentral> lock_;
   Span* lists_[kLists] = {};

@@ -4,9 +4,11 @@
 #include <string.h>
 
 #include <atomic>
+#include <new>
 
 #include "allocator/base/report.h"
 #include "allocator/central/large_blocks.h"
+#include "allocator/os/memory.h"
 #include "allocator/pages/page_heap.h"
 
 namespace pcmalloc::central {
@@ -19,8 +21,9 @@ constexpr size_t kMaxBytes = 256 * 1024;  // of one class; at least two batches,
 constexpr size_t kMaxTotal = size_t{8} << 20;
 constexpr size_t kMinTotal = size_t{512} << 10;
 constexpr size_t kHeapDivisor = 32;
-// Classes looked at when there is too much: a batch must not become a tour of all of them.
-constexpr unsigned kVictimsLookedAt = 8;
+// Shrunk and looked at when there is too much: a batch must not become a tour of all of them.
+constexpr unsigned kVictims = 8;
+constexpr unsigned kLooks = 64;
 constexpr uint32_t kEvictedAtOnce = 128;
 
 constexpr uint32_t Capacity(unsigned size_class) {
@@ -37,9 +40,18 @@ struct TransferCache {
   uint32_t least = 0;  // smallest count since Evict last looked: so many were not needed
 };
 
-constinit TransferCache caches[kNumClasses];
-// Not in the struct, whose lock is not all zero: a megabyte of zeros would lie in the file.
-constinit void* slots_of[kNumClasses][kSlots] = {};
+struct Shard {
+  TransferCache caches[kNumClasses];
+  void* (*slots)[kSlots];  // a row a class
+};
+
+// Not in the struct, whose locks are not all zero: a megabyte of zeros would lie in the file.
+constinit void* first_slots[kNumClasses][kSlots] = {};
+constinit Shard first_shard = {{}, first_slots};
+constinit std::atomic<Shard*> shards[kMaxShards] = {&first_shard};
+constinit std::atomic<unsigned> open_shards{1};  // the highest and one
+// A fork must not find a shard that its preparation has not seen.
+constinit RankedLock<LockRank::kTransfer> open_lock;
 constinit CentralList lists[kNumClasses];
 constinit std::atomic<int64_t> total_bytes{0};
 constinit std::atomic<uint32_t> next_victim{0};
@@ -72,57 +84,123 @@ void SetCount(TransferCache& cache, unsigned size_class, uint32_t count) {
 }
 
 // Needs the lock. Takes `n` of the objects at the bottom, which have waited longest, into `out`.
-void TakeOldest(TransferCache& cache, unsigned size_class, void** out, uint32_t n) {
-  void** const slots = slots_of[size_class];
+void TakeOldest(Shard& shard, unsigned size_class, void** out, uint32_t n) {
+  TransferCache& cache = shard.caches[size_class];
+  void** const slots = shard.slots[size_class];
   memcpy(out, slots, n * sizeof(void*));
   memmove(slots, slots + n, (cache.count - n) * sizeof(void*));
   SetCount(cache, size_class, cache.count - n);
 }
 
-// Gives what classes in turn have not needed of late down to their spans, at least half of what
-// they have, until the total is within its limit or the search is over.
-void Evict(unsigned for_class) {
-  const int64_t limit = TotalLimit();
-  for (unsigned i = 0; i < kVictimsLookedAt; ++i) {
-    if (total_bytes.load(std::memory_order_relaxed) <= limit) return;
-    const unsigned c = 1 + next_victim.fetch_add(1, std::memory_order_relaxed) % (kNumClasses - 1);
-    TransferCache& cache = caches[c];
-    if (c == for_class || __atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) continue;
-    void* items[kEvictedAtOnce];
-    uint32_t left = 0;
-    do {
-      uint32_t n;
-      {
-        LockHolder held(cache.lock);
-        if (!held || cache.count == 0) break;
-        if (left == 0) {
-          left = cache.least > cache.count / 2 ? cache.least : cache.count / 2 + 1;
-        }
-        if (left > cache.count) left = cache.count;
-        n = left < kEvictedAtOnce ? left : kEvictedAtOnce;
-        TakeOldest(cache, c, items, n);
-        cache.least = cache.count;
+// Gives down at least half of what the transfer cache has, and all that was not needed of late.
+void Shrink(Shard& shard, unsigned size_class) {
+  TransferCache& cache = shard.caches[size_class];
+  void* items[kEvictedAtOnce];
+  uint32_t left = 0;
+  do {
+    uint32_t n;
+    {
+      LockHolder held(cache.lock);
+      if (!held || cache.count == 0) return;
+      if (left == 0) {
+        left = cache.least > cache.count / 2 ? cache.least : cache.count / 2 + 1;
       }
-      // Cannot be refused: whoever interrupted a holder of the list's lock does not come here.
-      const uint32_t given = lists[c].Give(c, items, n);
-      PCMALLOC_CHECK(given == n);
-      left -= n;
-    } while (left != 0);
+      if (left > cache.count) left = cache.count;
+      n = left < kEvictedAtOnce ? left : kEvictedAtOnce;
+      TakeOldest(shard, size_class, items, n);
+      cache.least = cache.count;
+    }
+    // Cannot be refused: whoever interrupted a holder of the list's lock does not come here.
+    const uint32_t given = lists[size_class].Give(size_class, items, n);
+    PCMALLOC_CHECK(given == n);
+    left -= n;
+  } while (left != 0);
+}
+
+// Shrinks transfer caches in turn, but for the one that has just been given to, until the total is
+// within its limit or the search is over.
+void Evict(unsigned for_shard, unsigned for_class) {
+  const int64_t limit = TotalLimit();
+  // Threads that search at the same time may look at the same ones.
+  unsigned next = next_victim.load(std::memory_order_relaxed);
+  unsigned shrunk = 0;
+  for (unsigned i = 0; i < kLooks && shrunk < kVictims; ++i, ++next) {
+    if (total_bytes.load(std::memory_order_relaxed) <= limit) break;
+    const unsigned s = next / (kNumClasses - 1) % open_shards.load(std::memory_order_relaxed);
+    const unsigned c = 1 + next % (kNumClasses - 1);
+    Shard* const shard = shards[s].load(std::memory_order_acquire);
+    if (shard == nullptr || (s == for_shard && c == for_class) ||
+        __atomic_load_n(&shard->caches[c].count, __ATOMIC_RELAXED) == 0) {
+      continue;
+    }
+    Shrink(*shard, c);
+    ++shrunk;
+  }
+  next_victim.store(next, std::memory_order_relaxed);
+}
+
+// Moves all of it down; returns the number of bytes.
+size_t Empty(Shard& shard, unsigned size_class) {
+  TransferCache& cache = shard.caches[size_class];
+  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
+  LockHolder held(cache.lock);
+  if (!held) return 0;
+  const uint32_t given = lists[size_class].Give(size_class, shard.slots[size_class], cache.count);
+  if (given == 0) return 0;  // all or nothing
+  SetCount(cache, size_class, 0);
+  return given * ClassSize(size_class);
+}
+
+template <typename Function>
+void ForEachShard(Function function) {
+  for (std::atomic<Shard*>& entry : shards) {
+    Shard* const shard = entry.load(std::memory_order_acquire);
+    if (shard != nullptr) function(*shard);
   }
 }
 
 }  // namespace
 
-uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
+bool OpenShard(unsigned shard) {
+  if (shards[shard].load(std::memory_order_acquire) != nullptr) return true;
+  LockHolder held(open_lock);
+  if (!held) return false;
+  if (shards[shard].load(std::memory_order_relaxed) != nullptr) return true;
+  constexpr size_t kSlotBytes = sizeof(first_slots);
+  constexpr size_t kUnit = size_t{64} << 10;  // a multiple of every kernel page size
+  constexpr size_t kBytes = (kSlotBytes + sizeof(Shard) + kUnit - 1) & ~(kUnit - 1);
+  void* const memory = os::Reserve(kBytes, kUnit);
+  if (memory == nullptr) return false;
+  if (!os::Commit(memory, kBytes)) {
+    os::Unreserve(memory, kBytes);
+    return false;
+  }
+  Shard* const made = new (static_cast<char*>(memory) + kSlotBytes) Shard;
+  made->slots = static_cast<void*(*)[kSlots]>(memory);
+  shards[shard].store(made, std::memory_order_release);
+  if (open_shards.load(std::memory_order_relaxed) <= shard) {
+    open_shards.store(shard + 1, std::memory_order_relaxed);
+  }
+  return true;
+}
+
+unsigned OpenShards() {
+  unsigned count = 0;
+  ForEachShard([&count](const Shard&) { ++count; });
+  return count;
+}
+
+uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage, unsigned shard) {
   *shortage = Shortage::kNone;
   if (size_class >= kNumClasses) return TakeLarge(size_class, out, n, shortage);
-  TransferCache& cache = caches[size_class];
+  Shard& own = *shards[shard].load(std::memory_order_acquire);
+  TransferCache& cache = own.caches[size_class];
   uint32_t taken = 0;
   if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) != 0) {
     LockHolder held(cache.lock);
     if (held) {
       taken = cache.count < n ? cache.count : n;
-      memcpy(out, &slots_of[size_class][cache.count - taken], taken * sizeof(void*));
+      memcpy(out, &own.slots[size_class][cache.count - taken], taken * sizeof(void*));
       SetCount(cache, size_class, cache.count - taken);
     }
   }
@@ -130,33 +208,29 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage) {
   return taken + lists[size_class].Take(size_class, out + taken, n - taken, shortage);
 }
 
-uint32_t Give(unsigned size_class, void* const* in, uint32_t n) {
+uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) {
   if (size_class >= kNumClasses) return GiveLarge(in, n);
-  TransferCache& cache = caches[size_class];
+  Shard& own = *shards[shard].load(std::memory_order_acquire);
+  TransferCache& cache = own.caches[size_class];
   uint32_t given = 0;
   {
     LockHolder held(cache.lock);
     if (held) {
       const uint32_t room = CapacityOf(size_class) - cache.count;
       given = room < n ? room : n;
-      memcpy(&slots_of[size_class][cache.count], in, given * sizeof(void*));
+      memcpy(&own.slots[size_class][cache.count], in, given * sizeof(void*));
       SetCount(cache, size_class, cache.count + given);
     }
   }
   if (given < n) given += lists[size_class].Give(size_class, in + given, n - given);
-  if (total_bytes.load(std::memory_order_relaxed) > TotalLimit()) Evict(size_class);
+  if (total_bytes.load(std::memory_order_relaxed) > TotalLimit()) Evict(shard, size_class);
   return given;
 }
 
 size_t TrimClass(unsigned size_class) {
-  TransferCache& cache = caches[size_class];
-  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
-  LockHolder held(cache.lock);
-  if (!held) return 0;
-  const uint32_t given = lists[size_class].Give(size_class, slots_of[size_class], cache.count);
-  if (given == 0) return 0;  // all or nothing
-  SetCount(cache, size_class, 0);
-  return given * ClassSize(size_class);
+  size_t bytes = 0;
+  ForEachShard([&bytes, size_class](Shard& shard) { bytes += Empty(shard, size_class); });
+  return bytes;
 }
 
 size_t Trim() {
@@ -166,7 +240,10 @@ size_t Trim() {
 }
 
 Stats ClassStats(unsigned size_class) {
-  const uint64_t in_transfer = __atomic_load_n(&caches[size_class].count, __ATOMIC_RELAXED);
+  uint64_t in_transfer = 0;
+  ForEachShard([&in_transfer, size_class](const Shard& shard) {
+    in_transfer += __atomic_load_n(&shard.caches[size_class].count, __ATOMIC_RELAXED);
+  });
   const CentralList& list = lists[size_class];
   const size_t size = ClassSize(size_class);
   return {in_transfer, in_transfer * size, list.free_objects(), list.free_objects() * size,
@@ -176,13 +253,19 @@ Stats ClassStats(unsigned size_class) {
 // The order of the locks is that of the paths: every transfer cache, then every list. Those that
 // are refused are left alone on the way back too.
 void LockForFork() {
-  for (unsigned c = 1; c < kNumClasses; ++c) (void)caches[c].lock.AcquireForFork();
+  (void)open_lock.AcquireForFork();
+  ForEachShard([](Shard& shard) {
+    for (unsigned c = 1; c < kNumClasses; ++c) (void)shard.caches[c].lock.AcquireForFork();
+  });
   for (unsigned c = 1; c < kNumClasses; ++c) (void)lists[c].LockForFork();
 }
 
 void UnlockAfterFork(bool in_child) {
   for (unsigned c = kNumClasses; c-- > 1;) lists[c].UnlockAfterFork(in_child);
-  for (unsigned c = kNumClasses; c-- > 1;) caches[c].lock.ReleaseAfterFork(in_child);
+  ForEachShard([in_child](Shard& shard) {
+    for (unsigned c = kNumClasses; c-- > 1;) shard.caches[c].lock.ReleaseAfterFork(in_child);
+  });
+  open_lock.ReleaseAfterFork(in_child);
 }
 
 }  // namespace pcmalloc::central

@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "allocator/pages/page_heap.h"
@@ -145,6 +146,80 @@ TEST_F(TransferCache, ThreadsNeverGetTheSameObject) {
       for (size_t k = 0; k < 3; ++k) {
         for (void* p : held[k]) *static_cast<uint64_t*>(p) = 0;
         GiveAll(kClasses[k], held[k]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(twice, 0);
+}
+
+// What one group of CPUs gives back does not lie in another one's way, and is not lost to it.
+TEST_F(TransferCache, ShardsAreApart) {
+  ASSERT_TRUE(OpenShard(3));
+  ASSERT_TRUE(OpenShard(3));
+  EXPECT_EQ(OpenShards(), 2u);
+  const std::vector<void*> objects = TakeSome(9, 40);
+  EXPECT_EQ(Give(9, objects.data(), 20, 3), 20u);
+  EXPECT_EQ(Give(9, objects.data() + 20, 20), 20u);
+  EXPECT_EQ(ClassStats(9).transfer_objects, 40u);
+  Shortage shortage;
+  std::vector<void*> again(20);
+  EXPECT_EQ(Take(9, again.data(), 20, &shortage, 3), 20u);
+  EXPECT_EQ(again, std::vector<void*>(objects.begin(), objects.begin() + 20));
+  // Its own are used up: the spans come next, the other shard keeps what it has.
+  std::vector<void*> more(20);
+  EXPECT_EQ(Take(9, more.data(), 20, &shortage, 3), 20u);
+  EXPECT_EQ(ClassStats(9).transfer_objects, 20u);
+  std::set<void*> all(objects.begin(), objects.end());
+  all.insert(more.begin(), more.end());
+  EXPECT_EQ(all.size(), 60u);
+  EXPECT_EQ(Give(9, again.data(), 20, 3), 20u);
+  EXPECT_EQ(Give(9, more.data(), 20, 3), 20u);
+  EXPECT_EQ(TrimClass(9), 60 * ClassSize(9));
+}
+
+// The limit is on all shards together.
+TEST_F(TransferCache, ShardsShareOneLimit) {
+  for (unsigned shard : {1u, 2u, 3u}) ASSERT_TRUE(OpenShard(shard));
+  std::vector<std::pair<unsigned, std::vector<void*>>> taken;
+  for (unsigned c = 20; c < 60; ++c) {
+    for (int i = 0; i < 4; ++i) taken.emplace_back(c, TakeSome(c, 200));
+  }
+  unsigned shard = 0;
+  uint64_t most = 0;
+  for (const auto& [c, objects] : taken) {
+    EXPECT_EQ(Give(c, objects.data(), 200, shard++ % 4), 200u);
+    uint64_t bytes = 0;
+    for (unsigned each = 1; each < kNumClasses; ++each) bytes += ClassStats(each).transfer_bytes;
+    most = std::max(most, bytes);
+  }
+  // A 32nd of a heap of 20 MiB, and what came since the search before; without a search 10 MB.
+  EXPECT_LE(most, 2u << 20);
+  EXPECT_GE(most, 512u << 10);
+}
+
+// One thread gives in one shard what the other takes from it in another; none is lost or doubled.
+TEST_F(TransferCache, ShardsUnderThreads) {
+  for (unsigned shard : {1u, 2u}) ASSERT_TRUE(OpenShard(shard));
+  std::vector<std::thread> threads;
+  std::atomic<int> twice{0};
+  for (unsigned t = 0; t < 3; ++t) {
+    threads.emplace_back([t, &twice] {
+      std::mt19937 random(t);
+      for (int i = 0; i < 20000; ++i) {
+        void* objects[32];
+        Shortage shortage;
+        const uint32_t n = Take(7, objects, 1 + random() % 32, &shortage, random() % 3);
+        for (uint32_t k = 0; k < n; ++k) {
+          auto* const stamp = static_cast<std::atomic<unsigned>*>(objects[k]);
+          if (stamp->exchange(t + 1) != 0) ++twice;
+        }
+        for (uint32_t k = 0; k < n; ++k) {
+          auto* const stamp = static_cast<std::atomic<unsigned>*>(objects[k]);
+          if (stamp->exchange(0) != t + 1) ++twice;
+        }
+        Give(7, objects, n, random() % 3);
+        if (i % 1000 == 0) TrimClass(7);
       }
     });
   }

@@ -5,6 +5,7 @@
 
 #include "absl/base/optimization.h"
 #include "allocator/central/transfer_cache.h"
+#include "allocator/front/locality.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -18,8 +19,8 @@ void** LinkOf(void* block) { return static_cast<void**>(block); }
 
 void Return(unsigned size_class, void* const* items, uint32_t n) {
   if (n == 0) return;
-  for (uint32_t given = central::Give(size_class, items, n); ABSL_PREDICT_FALSE(given < n);
-       ++given) {
+  for (uint32_t given = central::Give(size_class, items, n, NearShard());
+       ABSL_PREDICT_FALSE(given < n); ++given) {
     Defer(items[given]);
   }
 }

@@ -7,6 +7,7 @@
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
+#include "allocator/front/locality.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
@@ -113,13 +114,13 @@ void* Allocate(unsigned size_class) {
   void* items[kMaxBatch];
   if (index < 0) {
     Count(direct);
-    if (central::Take(size_class, items, 1, &shortage) == 1) return items[0];
+    if (central::Take(size_class, items, 1, &shortage, NearShard()) == 1) return items[0];
     return Emergency(size_class, shortage);
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
   const uint32_t wanted = BatchFor(size_class, Grow(index, size_class));
-  const uint32_t got = central::Take(size_class, items, wanted, &shortage);
+  const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   Count(counters[index].refills);
   Count(counters[index].refill_objects, got);

@@ -68,6 +68,21 @@ bool Arena::WantHuge(uintptr_t start, uintptr_t end, bool huge) {
   return true;
 }
 
+void Arena::ReturnMaps(const Span* span) {
+  const uintptr_t unit = os::KernelPageSize();
+  const size_t page = PageOf(span->start);
+  // Whole kernel pages; the first and the last entry of the span map stay.
+  auto drop = [unit](uintptr_t begin, uintptr_t end) {
+    begin = RoundUp(begin, unit);
+    end = RoundDown(end, unit);
+    // Refused for locked memory, which stays as it is.
+    if (begin < end) (void)os::Return(reinterpret_cast<void*>(begin), end - begin);
+  };
+  drop(reinterpret_cast<uintptr_t>(span_map() + page + 1),
+       reinterpret_cast<uintptr_t>(span_map() + page + span->pages - 1));
+  drop(base() + page, base() + page + span->pages);
+}
+
 size_t Arena::Grow(size_t least, size_t wanted) {
   const size_t unit = PagesPerKernelPage();
   const size_t room = size_pages_ - used_pages();

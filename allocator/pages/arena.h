@@ -59,6 +59,10 @@ class Arena {
     SetSpan(page + span->pages - 1, span);
   }
 
+  // Gives the memory of the map entries inside of a kFree span to the system: they read as 0, so that
+  // lookups answer null.
+  void ReturnMaps(const Span* span);
+
   // Makes at least `least` more pages usable, rather `wanted` if there is room and the kernel
   // agrees. Returns how many (zeroed, without map entries yet): 0 where there is no room or memory.
   size_t Grow(size_t least, size_t wanted);

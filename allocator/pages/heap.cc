@@ -23,6 +23,7 @@ void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind
   span->size_class = 0;
   span->returned = kind.returned;
   span->zeroed = kind.zeroed;
+  span->maps_returned = false;
   arena.SetEnds(span);
   ListFor(kind).Insert(span);
 }

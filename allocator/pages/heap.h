@@ -128,11 +128,14 @@ Fill FillFor(size_t pages, unsigned size_class);
 void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill);
 
 // What is to go back: `bytes` in ranges of `shortest` or more, the longest first; parts of
-// hugepages, which lose their advantage by it, or only whole ones.
+// hugepages, which lose their advantage by it, or only whole ones. May it be more, a long range that
+// has lost more than half goes as a whole: who had it would not fit into the rest. (Not where the
+// program has said what is to stay.)
 struct Order {
   uint64_t bytes;
   size_t shortest;
   bool break_huge;
+  bool may_be_more = false;
 };
 
 // Carries it out as far as possible. Needs the lock, and keeps it: for the last resort only. The
@@ -158,7 +161,8 @@ void NoteGrowth();
 // 0 when below, or without one. Needs the lock.
 uint64_t BytesAboveSoftLimit();
 
-// Puts back what is kReturning, in a fork's child whose parent was at it. Needs the lock.
+// Puts back what is kReturning, Spans' blocks included, in a fork's child whose parent was at it. Needs
+// the lock.
 void RecoverReturning();
 
 // What the policy wants back now that pages were given, or got memory; 0 mostly. Needs the lock.

@@ -151,26 +151,29 @@ void SetSmall(Arena& arena, Span* span, unsigned size_class) {
 
 // Take, without regard to what other threads are returning just now. *missed: there was some; it is
 // read under the lock, since a moment after it the same memory may lie there again, cold.
-PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** out,
+PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t room, Span** out,
                     uint64_t* excess, bool* missed) {
   const size_t align_pages = alignment >> kPageShift;
   if (pages > kMaxPages || align_pages > kMaxPages) return PageResult::kNoMemory;
   const size_t need = pages + align_pages - 1;
   if (pages == 0 || need > kMaxPages) return PageResult::kNoMemory;
+  if (room > kMaxPages - need) room = 0;
 
   LockHolder held(heap.lock);
   if (!held) return PageResult::kReentrant;
   *missed = heap.returning_pages != 0;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
-  Span* span = heap.warm.Find(need);
+  Span* span = room == 0 ? nullptr : heap.warm.Find(need + room);
+  if (span == nullptr) span = heap.warm.Find(need);
   if (span == nullptr && fill == Fill::kHuge) span = heap.fresh.Find(need);
   if (span == nullptr) {
     if (!pages::MayGrow(pages) || !heap.store.Reserve(kSpansPerTake + 1)) {
       return PageResult::kNoMemory;
     }
     if (fill == Fill::kHuge && !pages::HugePageFits()) fill = Fill::kPages;
-    span = FindCold(need, fill, &alignment);
+    if (room != 0 && fill == Fill::kPages) span = heap.cold.Find(need + room);
+    if (span == nullptr) span = FindCold(need, fill, &alignment);
   }
   if (span == nullptr) span = LastResort(need);
   // The last resort uses and recycles Spans of its own.
@@ -202,15 +205,16 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, Span** 
 
 }  // namespace
 
-PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, Span** out) {
+PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, Span** out,
+                          size_t room) {
   uint64_t excess = 0;
   bool missed = false;
-  PageResult result = TakeOnce(pages, alignment, size_class, out, &excess, &missed);
+  PageResult result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
   if (__builtin_expect(result == PageResult::kNoMemory, 0) && missed) {
     // What is missing may be on its way to the system, whence it could be taken again.
     LockHolder all_returned(heap.return_lock);
     if (!all_returned) return PageResult::kReentrant;
-    result = TakeOnce(pages, alignment, size_class, out, &excess, &missed);
+    result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
   }
   // Spans of small objects are taken under the lock of their class, which is to be held briefly.
   if (size_class == 0) pages::Maintain(excess);

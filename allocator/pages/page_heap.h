@@ -5,7 +5,8 @@
 // Invariants: one lock guards all of it; no function waits for a lock that the calling thread holds
 //   already (kReentrant instead); free neighbours are always merged unless one is returned and the
 //   other is not; a page's map entries are right whenever no lock is held.
-//   No lock that Take or Give need is held during the system calls that return memory.
+//   No lock that Take or Give need is held during the system calls that return memory, but for the
+//   last resort and for map entries.
 // Cost: constant time to take and give; a system call only to grow an arena or to return memory.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
 #define PCMALLOC_ALLOCATOR_PAGES_PAGE_HEAP_H_
@@ -40,8 +41,10 @@ class PageHeap {
   // Takes `pages` pages whose first byte is a multiple of `alignment` bytes (a power of two,
   // >= kPageSize). The span comes out as kSmall with `size_class` in every page-map entry when that
   // is not 0, else as kLarge. `span->zeroed` says whether the caller may skip clearing it.
+  // Where there is a choice, `room` more pages behind it are free, for Resize.
   // Thread-safe; async-signal-safe (see kReentrant).
-  static PageResult Take(size_t pages, size_t alignment, unsigned size_class, Span** span);
+  static PageResult Take(size_t pages, size_t alignment, unsigned size_class, Span** span,
+                         size_t room = 0);
 
   // Gives a span back. kReentrant leaves it untouched: the caller must try again later.
   static PageResult Give(Span* span);

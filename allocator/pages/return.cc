@@ -32,6 +32,9 @@ constexpr uint64_t kBatchBytes = uint64_t{16} << 20;
 // Refusals (locked memory, for one) after which a pass gives up.
 constexpr int kMostRefusals = 16;
 
+// Ranges that only a request for one block can have made.
+constexpr uint64_t kLong = uint64_t{4} << 20;
+
 // The lengths that a range is cut to when less than all of it has to go.
 constexpr uintptr_t kCut = uintptr_t{64} << 10;
 constexpr uintptr_t kHugePage = os::kHugePage;
@@ -76,7 +79,9 @@ bool Returning::PickFrom(Span* span, uint64_t most) {
     if (end % kHugePage != 0 && arena.huge(end - 1)) end = RoundDown(end, kHugePage);
     if (start >= end || end - start < order_.shortest) return false;
   }
-  if (end - start > most) {
+  const bool whole =
+      order_.may_be_more && heap.idle_kept == 0 && end - start >= kLong && end - start < 2 * most;
+  if (end - start > most && !whole) {
     // Along the borders of hugepages as far as that is possible.
     uintptr_t cut = RoundUp(end - most, kHugePage);
     if (cut >= end) {
@@ -219,6 +224,7 @@ uint64_t DecayStep(uint64_t now_ms) {
 }  // namespace
 
 void RecoverReturning() {
+  heap.store.PutAllBack();
   for (int i = 0; i < Arenas::count(); ++i) {
     Arena& arena = Arenas::at(i);
     if (arena.base() == 0 || heap.returning_pages == 0) continue;
@@ -244,6 +250,40 @@ uint64_t ReturnUnderLock(const Order& order) {
   return returning.returned();
 }
 
+namespace {
+
+// Free spans from this length on are worth a visit to the maps: 64 KiB of span map.
+constexpr size_t kLongMaps = (size_t{64} << 10) / sizeof(Span*);
+
+// What describes memory goes after it: a heap that was large once would keep 0.4 % of that for good.
+void ReturnMetadata() {
+  void* block = nullptr;
+  bool returned = false;
+  while (true) {
+    {
+      LockHolder held(heap.lock);
+      if (!held) return;
+      if (block != nullptr) heap.store.PutBack(block, returned);
+      block = heap.store.TakeEmpty();
+      if (block == nullptr) break;
+    }
+    returned = SpanStore::ReturnMemory(block);
+  }
+  // Under the lock, as the entries may be needed at any time; there are few such spans.
+  LockHolder held(heap.lock);
+  if (!held) return;
+  const int lowest_bin = FreeSpans::BinOf(kLongMaps);
+  for (int bin = heap.cold.HighestBin(); bin >= lowest_bin; bin = heap.cold.HighestBin(bin - 1)) {
+    for (Span* span = heap.cold.First(bin); span != nullptr; span = span->next) {
+      if (span->maps_returned) continue;
+      ArenaOf(span).ReturnMaps(span);
+      span->maps_returned = true;
+    }
+  }
+}
+
+}  // namespace
+
 uint64_t ReturnLongest(const Order& order) {
   PCMALLOC_CHECK(heap.return_lock.HeldBySelf());
   Returning returning(order);
@@ -255,11 +295,13 @@ uint64_t ReturnLongest(const Order& order) {
       returning.Settle();
       if (!returning.Pick()) {
         returning.Finish();
-        return returning.returned();
+        break;
       }
     }
     returning.Call();
   }
+  if (returning.returned() != 0) ReturnMetadata();
+  return returning.returned();
 }
 
 namespace {
@@ -305,7 +347,8 @@ void Maintain(uint64_t excess_bytes) {
       PCMALLOC_CHECK(held);
       if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
     }
-    const uint64_t returned = ReturnLongest({excess_bytes, shortest, shortest == kPageSize});
+    const uint64_t returned =
+        ReturnLongest({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
     heap.idle_floor.Returned(returned);

@@ -2,6 +2,7 @@
 //
 // Idle memory goes back: by age under a clock that the test turns, by slow paths and the real one,
 // at once where that is asked for; and nobody waits for it. Every test in a child of its own.
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -15,6 +16,7 @@
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
 #include "allocator/os/memory.h"
+#include "allocator/pages/heap.h"
 #include "allocator/pages/release_policy.h"
 #include "allocator/pages/test_util.h"
 #include "gtest/gtest.h"
@@ -92,6 +94,28 @@ TEST(ReturnTest, BreathingCostsNoCalls) {
     EXPECT_EQ(PageHeap::Stats().releases, releases);
     LetIdle(100);
     EXPECT_LE(PageHeap::Stats().free_bytes, 4 * kMiB);
+  });
+}
+
+// A block longer than what may be idle comes and goes: half of it would be of no use to the next one.
+TEST(ReturnTest, ALongRangeGoesAsAWhole) {
+  InChild([] {
+    ParseConfig("decay:never,thp:never");
+    std::vector<uint64_t> releases;
+    for (int i = 0; i < 30; ++i) {
+      Span* span = TakeOrNull(20 * kPagesPerMiB);
+      ASSERT_NE(span, nullptr);
+      ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+      releases.push_back(PageHeap::Stats().releases);
+    }
+    EXPECT_LE(releases[29] - releases[9], 20u);  // one call a time, or none
+    EXPECT_LE(PageHeap::Stats().free_bytes, 20 * kMiB);
+    CheckPageHeap();
+    // What the program wants to keep it keeps to the byte, see WhatTheProgramWantsToKeepStays.
+    PageHeap::SetIdleLimit(12 * kMiB);
+    Span* span = TakeOrNull(20 * kPagesPerMiB);
+    ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    EXPECT_GE(PageHeap::Stats().free_bytes, 11 * kMiB);
   });
 }
 
@@ -233,6 +257,40 @@ TEST(ReturnTest, TakesDuringAReturnFindTheMemory) {
   });
 }
 
+size_t ResidentBytes() {
+  FILE* const file = fopen("/proc/self/statm", "re");
+  size_t pages = 0, resident = 0;
+  if (file == nullptr || fscanf(file, "%zu %zu", &pages, &resident) != 2) return 0;
+  fclose(file);
+  return resident * os::KernelPageSize();
+}
+
+// A heap that was large keeps neither its Spans nor its maps in memory, and works as before.
+TEST(ReturnTest, MetadataFollows) {
+  InChild([] {
+    ParseConfig("decay:never");
+    constexpr size_t kSpans = 60000;
+    std::vector<Span*> spans(kSpans);
+    const size_t before = ResidentBytes();
+    for (int round = 0; round < 3; ++round) {
+      for (Span*& span : spans) {
+        span = TakeOrNull(2);
+        ASSERT_NE(span, nullptr);
+        *Begin(span) = 1;
+      }
+      const uint64_t full = PageHeap::Stats().metadata_bytes;
+      EXPECT_GE(full, kSpans * sizeof(Span));
+      for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+      PageHeap::Release(SIZE_MAX);
+      // What is left is the committed maps.
+      EXPECT_LE(PageHeap::Stats().metadata_bytes, full - kSpans * sizeof(Span) * 9 / 10);
+      // Which are 1.1 MiB, and have no memory.
+      EXPECT_LE(ResidentBytes(), before + 3 * kMiB / 2);
+      CheckPageHeap();
+    }
+  });
+}
+
 TEST(ReturnTest, ForkDuringReturns) {
   InChild([] {
     std::atomic<bool> stop{false};
@@ -267,6 +325,24 @@ TEST(ReturnTest, ForkDuringReturns) {
     }
     stop = true;
     for (std::thread& thread : threads) thread.join();
+  });
+}
+
+// The block of Spans that a thread of the parent was about to return is not lost to the child.
+TEST(ReturnTest, AForksChildHasAllSpans) {
+  InChild([] {
+    ParseConfig("decay:never,thp:never");
+    PageHeap::SetIdleLimit(SIZE_MAX);
+    std::vector<Span*> spans(5000);
+    for (Span*& span : spans) span = TakeOrNull(1);
+    for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    SpanStore& store = pages::heap.store;
+    const size_t bytes = store.bytes();
+    ASSERT_NE(store.TakeEmpty(), nullptr);
+    ASSERT_TRUE(PageHeap::LockForFork());
+    PageHeap::UnlockAfterFork(/*in_child=*/true);
+    for (Span*& span : spans) ASSERT_NE(span = TakeOrNull(1), nullptr);
+    EXPECT_EQ(store.bytes(), bytes);
   });
 }
 

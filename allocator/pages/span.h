@@ -6,7 +6,7 @@
 //                                      \___ Span ___/ \__ Span __/
 //
 // Invariants: every page of the used part of an arena belongs to exactly one Span; Span objects
-//   live outside of the memory they describe and are recycled, never unmapped.
+//   live outside of the memory they describe and are recycled, never unmapped (see span_store.h).
 // Cost: 192 bytes a span.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
 #define PCMALLOC_ALLOCATOR_PAGES_SPAN_H_
@@ -49,6 +49,7 @@ struct Span {
   uint32_t object_inverse;   // 2^32 / object_size rounded up: index = offset * inverse >> 32
   uint32_t objects_inverse;  // 2^32 / objects rounded up, the same for shares of `objects`
   uint32_t list_index;       // which occupancy list of its central list the span is in
+  bool maps_returned;        // kFree: the memory of its entries in the arena's maps is, too
   uint64_t free_bits[kMaxObjects / 64];
 
   bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }

@@ -45,6 +45,12 @@ constexpr unsigned CoarseClassOf(size_t size) {
   return kFineClasses + 1 - 8 + (doubling - 10) * 8 + (last >> (doubling - 3));
 }
 
+// What to ask for so that the block is aligned: the class of a multiple of a power of two up to
+// kPageSize is aligned to it. `size` is at most kMaxCachedSize less that.
+constexpr size_t AlignedSize(size_t alignment, size_t size) {
+  return (size + (size == 0) + alignment - 1) & ~(alignment - 1);
+}
+
 // The class of a request of 0 .. kMaxCachedSize bytes; 0 bytes get the smallest class.
 constexpr unsigned SizeClassOf(size_t size) {
   if (size > kFineLimit) return CoarseClassOf(size);

@@ -134,4 +134,35 @@ TEST(LargeDeathTest, DoubleFree) {
 }
 
 }  // namespace
+// A buffer that is appended to, as programs do: once it has moved to where there is room, it stays.
+TEST(LargeRealloc, ABufferThatGrowsStaysWhereItIs) {
+  constexpr size_t kStep = 8 << 10;
+  size_t size = 40 << 10;
+  char* p = static_cast<char*>(malloc(size));
+  ASSERT_NE(p, nullptr);
+  memset(p, 1, size);
+  int moves = 0;
+  while (size < (1 << 20)) {
+    const uintptr_t before = reinterpret_cast<uintptr_t>(p);
+    p = static_cast<char*>(realloc(p, size + kStep));
+    ASSERT_NE(p, nullptr);
+    moves += reinterpret_cast<uintptr_t>(p) != before;
+    memset(p + size, static_cast<int>(size / kStep), kStep);
+    size += kStep;
+  }
+  EXPECT_LE(moves, 3);  // 20 from one size class to the next
+  for (size_t at = 40 << 10; at < size; at += kStep) {
+    ASSERT_EQ(p[at], static_cast<char>(at / kStep)) << at;
+    ASSERT_EQ(p[at + kStep - 1], static_cast<char>(at / kStep)) << at;
+  }
+  ASSERT_EQ(p[0], 1);
+  ASSERT_EQ(p[(40 << 10) - 1], 1);
+  // And back: below the size where spans pay it is a block of a class again.
+  p = static_cast<char*>(realloc(p, 100));
+  ASSERT_NE(p, nullptr);
+  ASSERT_EQ(p[99], 1);
+  EXPECT_LT(malloc_usable_size(p), 1000u);
+  free(p);
+}
+
 }  // namespace pcmalloc::testing

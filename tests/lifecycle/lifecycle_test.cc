@@ -74,7 +74,9 @@ TEST(Threads, ComeAndGoAndLeaveNothing) {
     for (std::thread& thread : threads) thread.join();
     if (i == total / 5) settled = Measure().resident;
   }
-  EXPECT_LT(Measure().resident, settled + (4 << 20));
+  // valgrind's translated code and stacks count as the process's, and go on to grow.
+  const size_t margin = Variant() == "valgrind" ? 16 << 20 : 4 << 20;
+  EXPECT_LT(Measure().resident, settled + margin);
 }
 
 // What is left to do after main(): each stage allocates and frees what an earlier one allocated.
