@@ -104,12 +104,16 @@ void* TakeQuickly(size_t size) {
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : TakeBlock(size);
 }
 
-void* Moved(void* p, size_t old_size, size_t size) {
-  void* moved = TakeQuickly(size);
+// What realloc returns: `moved` with the contents of `p`, which it replaces; null if there is none.
+void* Replace(void* p, void* moved, size_t bytes) {
   if (moved == nullptr) return nullptr;
-  memcpy(moved, p, old_size < size ? old_size : size);
+  memcpy(moved, p, bytes);
   Free(p);
   return moved;
+}
+
+void* Moved(void* p, size_t old_size, size_t size) {
+  return Replace(p, TakeQuickly(size), old_size < size ? old_size : size);
 }
 
 // A block for the contents of one that grows.
@@ -125,11 +129,7 @@ void* TakeToGrow(size_t size) {
 }
 
 void* Grown(void* p, size_t old_size, size_t size) {
-  void* moved = TakeToGrow(size);
-  if (moved == nullptr) return nullptr;
-  memcpy(moved, p, old_size);
-  Free(p);
-  return moved;
+  return Replace(p, TakeToGrow(size), old_size);
 }
 
 void* ResizeLarge(Span* span, size_t size) {
@@ -144,7 +144,7 @@ void* ResizeLarge(Span* span, size_t size) {
     if (span->bytes() < kMovedByKernel) return Grown(p, span->bytes(), size);
     void* moved = TakeToGrow(size);
     if (moved == nullptr) return nullptr;
-    Span* to = ClassOf(moved) == 0 ? SpanOf(moved) : nullptr;
+    const Span* to = SpanOf(moved);
     if (to == nullptr || !PageHeap::MovePages(span, to)) memcpy(moved, p, span->bytes());
     GiveBlock(p);
     return moved;

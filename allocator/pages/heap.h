@@ -128,9 +128,9 @@ Fill FillFor(size_t pages, unsigned size_class);
 void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill);
 
 // What is to go back: `bytes` in ranges of `shortest` or more, the longest first; parts of
-// hugepages, which lose their advantage by it, or only whole ones. May it be more, a long range that
-// has lost more than half goes as a whole: who had it would not fit into the rest. (Not where the
-// program has said what is to stay.)
+// hugepages, which lose their advantage by it, or only whole ones. May it be more, a range of 4 to
+// 32 MiB that has lost more than half goes as a whole: who had it would not fit into the rest. (Not
+// where the program has said what is to stay.)
 struct Order {
   uint64_t bytes;
   size_t shortest;

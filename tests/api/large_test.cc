@@ -133,7 +133,6 @@ TEST(LargeDeathTest, DoubleFree) {
   free(p);
 }
 
-}  // namespace
 // A buffer that is appended to, as programs do: once it has moved to where there is room, it stays.
 TEST(LargeRealloc, ABufferThatGrowsStaysWhereItIs) {
   constexpr size_t kStep = 8 << 10;
@@ -165,4 +164,5 @@ TEST(LargeRealloc, ABufferThatGrowsStaysWhereItIs) {
   free(p);
 }
 
+}  // namespace
 }  // namespace pcmalloc::testing
