@@ -47,7 +47,8 @@ void* IdleThread(void* argument) {
   return nullptr;
 }
 
-// RSS that 200 mixed allocations leave behind in each of many threads that then do nothing.
+// RSS that 200 mixed allocations leave behind in each of many threads that then do nothing: soon, and
+// when allocators that return memory with time have had some.
 void IdleThreads(const char* row, const Arguments& arguments) {
   const int count = static_cast<int>(arguments.Get("threads", 1000));
   Table<pthread_t> threads(static_cast<size_t>(count));
@@ -69,6 +70,10 @@ void IdleThreads(const char* row, const Arguments& arguments) {
   pthread_barrier_wait(&barrier);
   SleepSeconds(arguments.Get("settle", 1));
   Emit(row, "rss_per_thread_bytes", "B", (Resident() - before) / count);
+  SleepSeconds(arguments.Get("later", 12));
+  char name[64];
+  snprintf(name, sizeof(name), "%s/later", row);
+  Emit(name, "rss_per_thread_bytes", "B", (Resident() - before) / count);
   pthread_barrier_wait(&barrier);
   for (int i = 0; i < count; ++i) pthread_join(threads[static_cast<size_t>(i)], nullptr);
 }

@@ -35,7 +35,7 @@ def scale(bin_dir, quick):
             for row in listed(bin_dir, "scale")]
 
 
-MEMORY_QUICK = ["megabytes=85", "seconds=2", "simulated=360", "threads=200"]
+MEMORY_QUICK = ["megabytes=85", "seconds=2", "simulated=360", "threads=200", "later=1"]
 
 
 def memory(bin_dir, quick):
