@@ -46,22 +46,11 @@ unsigned CentralList::ListFor(const Span* span) {
 }
 
 void CentralList::Insert(Span* span) {
-  const unsigned list = ListFor(span);
-  span->list_index = list;
-  span->prev = nullptr;
-  span->next = lists_[list];
-  if (span->next != nullptr) span->next->prev = span;
-  lists_[list] = span;
+  span->list_index = ListFor(span);
+  lists_[span->list_index].Insert(span);
 }
 
-void CentralList::Remove(Span* span) {
-  if (span->prev != nullptr) {
-    span->prev->next = span->next;
-  } else {
-    lists_[span->list_index] = span->next;
-  }
-  if (span->next != nullptr) span->next->prev = span->prev;
-}
+void CentralList::Remove(Span* span) { lists_[span->list_index].Remove(span); }
 
 bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   const ClassInfo& info = kClasses[size_class];
@@ -104,7 +93,7 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
   uint32_t taken = 0;
   while (taken < n) {
     Span* span = nullptr;
-    for (unsigned list = 0; list < kLists && span == nullptr; ++list) span = lists_[list];
+    for (unsigned list = 0; list < kLists && span == nullptr; ++list) span = lists_[list].first;
     if (span == nullptr) {
       if (!Grow(size_class, shortage)) break;
       continue;

@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "allocator/base/list.h"
 #include "allocator/base/lock.h"
 #include "allocator/pages/span.h"
 #include "allocator/sizes/size_classes.h"
@@ -64,7 +65,7 @@ class CentralList {
   uint32_t Settle(Span* span, uint32_t given, Span** emptied);
 
   RankedLock<LockRank::kCentral> lock_;
-  Span* lists_[kLists] = {};
+  List<Span> lists_[kLists];
   uint64_t spans_ = 0;
   uint64_t free_objects_ = 0;
 };

@@ -255,6 +255,18 @@ namespace {
 // Free spans from this length on are worth a visit to the maps: 64 KiB of span map.
 constexpr size_t kLongMaps = (size_t{64} << 10) / sizeof(Span*);
 
+// Needs the lock, as the entries may be wanted at any time; there are few such spans.
+void ReturnColdMaps() {
+  const int lowest_bin = FreeSpans::BinOf(kLongMaps);
+  for (int bin = heap.cold.HighestBin(); bin >= lowest_bin; bin = heap.cold.HighestBin(bin - 1)) {
+    for (Span* span = heap.cold.First(bin); span != nullptr; span = span->next) {
+      if (span->maps_returned) continue;
+      ArenaOf(span).ReturnMaps(span);
+      span->maps_returned = true;
+    }
+  }
+}
+
 // What describes memory goes after it: a heap that was large once would keep 0.4 % of that for good.
 void ReturnMetadata() {
   void* block = nullptr;
@@ -265,20 +277,9 @@ void ReturnMetadata() {
       if (!held) return;
       if (block != nullptr) heap.store.PutBack(block, returned);
       block = heap.store.TakeEmpty();
-      if (block == nullptr) break;
+      if (block == nullptr) return ReturnColdMaps();
     }
     returned = SpanStore::ReturnMemory(block);
-  }
-  // Under the lock, as the entries may be needed at any time; there are few such spans.
-  LockHolder held(heap.lock);
-  if (!held) return;
-  const int lowest_bin = FreeSpans::BinOf(kLongMaps);
-  for (int bin = heap.cold.HighestBin(); bin >= lowest_bin; bin = heap.cold.HighestBin(bin - 1)) {
-    for (Span* span = heap.cold.First(bin); span != nullptr; span = span->next) {
-      if (span->maps_returned) continue;
-      ArenaOf(span).ReturnMaps(span);
-      span->maps_returned = true;
-    }
   }
 }
 

@@ -38,22 +38,6 @@ struct SpanStore::Block {
   void* SpanAt(uint32_t index) { return reinterpret_cast<char*>(this) + (index + 1) * kStride; }
 };
 
-void SpanStore::List::Insert(Block* block) {
-  block->prev = nullptr;
-  block->next = first;
-  if (first != nullptr) first->prev = block;
-  first = block;
-}
-
-void SpanStore::List::Remove(Block* block) {
-  if (block->prev != nullptr) {
-    block->prev->next = block->next;
-  } else {
-    first = block->next;
-  }
-  if (block->next != nullptr) block->next->prev = block->prev;
-}
-
 // A block for the next Span, in partly_used_.
 SpanStore::Block* SpanStore::NextBlock() {
   if (partly_used_.first != nullptr) return partly_used_.first;
@@ -146,11 +130,11 @@ bool SpanStore::AddChunk(size_t count) {
   if (size < kBlockBytes) size = kBlockBytes;
   if (size > kLargestChunk) size = kLargestChunk;
   void* chunk = os::Reserve(size, kBlockBytes);
-  if (chunk == nullptr) {
+  if (chunk == nullptr && size > kBlockBytes) {
     size = kBlockBytes;
     chunk = os::Reserve(size, kBlockBytes);
-    if (chunk == nullptr) return false;
   }
+  if (chunk == nullptr) return false;
   if (!os::Commit(chunk, size)) {
     os::Unreserve(chunk, size);
     return false;

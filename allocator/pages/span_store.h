@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "allocator/base/list.h"
 #include "allocator/pages/span.h"
 
 namespace pcmalloc {
@@ -50,19 +51,14 @@ class SpanStore {
 
  private:
   struct Block;
-  struct List {
-    Block* first = nullptr;
-    void Insert(Block* block);
-    void Remove(Block* block);
-  };
 
   bool AddChunk(size_t count);
   Block* NextBlock();
 
-  List partly_used_;
-  List empty_;
-  List returned_;
-  List out_;             // between TakeEmpty and PutBack
+  List<Block> partly_used_;
+  List<Block> empty_;
+  List<Block> returned_;
+  List<Block> out_;      // between TakeEmpty and PutBack
   uintptr_t fresh_ = 0;  // the part of the last chunk that no block was made of
   uintptr_t fresh_end_ = 0;
   size_t available_ = 0;  // Spans that Take can give without a system call
