@@ -50,6 +50,8 @@ struct Span {
   uint32_t objects_inverse;  // 2^32 / objects rounded up, the same for shares of `objects`
   uint32_t list_index;       // which occupancy list of its central list the span is in
   bool maps_returned;        // kFree: the memory of its entries in the arena's maps is, too
+  bool away;                 // kSmall: in no list while memory inside of it is being returned
+  uint64_t holes;            // kSmall: parts of it without memory, a bit each (see central/holes.h)
   uint64_t free_bits[kMaxObjects / 64];
 
   bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
