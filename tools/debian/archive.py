@@ -115,7 +115,8 @@ def stanzas(text):
 def stanzas_of(text, name):
     """Those of one package; far quicker than to take all of a list apart."""
     for match in re.finditer(r"^Package: %s$" % re.escape(name), text, re.M):
-        yield from stanzas(text[match.start():].split("\n\n", 1)[0])
+        end = text.find("\n\n", match.start())
+        yield from stanzas(text[match.start():end if end >= 0 else len(text)])
 
 
 def _sha256(path):
