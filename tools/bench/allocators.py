@@ -123,7 +123,8 @@ def resolve(spec, library, bin_dir, source=None):
     An empty spec means everything that can be had; what is named must exist. Returns (allocators,
     notes), the notes telling what was left out. `source` is where peers of other suites come from.
     """
-    source = source or peers.Archive(lambda path: check_preload(Allocator("a peer", path)), say)
+    source = source or peers.Archive(lambda path: check_preload(
+        Allocator(os.path.basename(path), path)), say)
     found, notes = [], []
     for item in spec.split(",") if spec else DEFAULT:
         name, _, path = item.strip().partition("=")

@@ -157,7 +157,8 @@ def measure(options):
             say(note)
         progress = run.Progress(sum(options.runs for j in jobs for a in allocators
                                     if j.supports(a)))
-        warmer = warm.Warmer(options.warm_memory, options.quick, progress.show, progress.message)
+        warmer = warm.Warmer(options.warm_memory, options.quick, progress.show,
+                             lambda text: progress.message("pcm bench: " + text))
         warmer.start(jobs)
         records, failed, interrupted = run.run_all(jobs, allocators, options.runs, progress, warmer)
     facts = machine() + warmer.facts()
@@ -213,4 +214,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -96,7 +96,7 @@ class Archive:
         self.arch = ARCHITECTURE.get(platform.machine())
         self.libc = libc or running_libc()
         self.lists = archive.Lists(os.path.join(self.cache, "apt"), suites, (self.arch,), mirror,
-                                   LISTS_FRESH_SECONDS)
+                                   LISTS_FRESH_SECONDS, patience=(0, 15))
         self.texts, self.problem = None, None
 
     def _listed(self, names, suite):
@@ -111,7 +111,8 @@ class Archive:
                 if p.arch == self.arch and suite in (None, p.suite)]
 
     def find(self, name, suite=None):
-        """(path, version) of the newest build that this system can load, of `suite` if named.
+        """(path, package and version) of the newest build that this system can load, of `suite`
+        if named.
 
         Raises archive.Unavailable with what stands against each.
         """
@@ -125,7 +126,7 @@ class Archive:
             reasons.append("no %s in %s" % (" or ".join(names),
                                             suite or ", ".join(s for _, s in self.lists.suites)))
         if suite is None:
-            known = {(p.name, p.version) for p in fitting}
+            known = {(p.name, p.version) for p in listed}
             fitting += newest_first(p for p in unpacked(self.cache, names, self.arch)
                                     if (p.name, p.version) not in known)
         for package in fitting:
@@ -133,7 +134,8 @@ class Archive:
                 root = archive.unpack(package, self.cache, self.say, drop=("usr/share",))
                 path = library_in(root, soname)
                 self.check(path)
-                return path, package.version
+                return path, "%s %s%s" % (package.name, package.version,
+                                          " of " + package.suite if package.suite else "")
             except (archive.Unavailable, ValueError, OSError) as error:
                 reasons.append(" ".join(str(error).split()))
         raise archive.Unavailable("; ".join(reasons))

@@ -36,12 +36,15 @@ def _run(argv, **options):
 class Lists:
     """Package lists of some suites in a directory of our own, fetched and checked by apt.
 
-    `suites` are pairs like ("debian", "trixie"), `architectures` Debian's names of them.
+    `suites` are pairs like ("debian", "trixie"), `architectures` Debian's names of them. `patience`
+    is how often a failed fetch is tried again, and after how many seconds of silence it has failed.
     """
 
-    def __init__(self, directory, suites, architectures, mirror=MIRROR, fresh=FRESH_SECONDS):
+    def __init__(self, directory, suites, architectures, mirror=MIRROR, fresh=FRESH_SECONDS,
+                 patience=(2, 30)):
         self.directory, self.suites, self.architectures = directory, suites, architectures
         self.mirror, self.fresh = mirror, fresh
+        self.retries, self.timeout = patience
         self.stamp = os.path.join(directory, "updated")
 
     def _path(self, name):
@@ -53,7 +56,8 @@ class Lists:
                    "Dir::State::status=" + self._path("status"),
                    "Dir::Cache=" + self._path("cache"),
                    "APT::Architecture=" + self.architectures[0], "APT::Sandbox::User=",
-                   "Acquire::Languages=none", "Acquire::Retries=2", "Acquire::http::Timeout=30"]
+                   "Acquire::Languages=none", "Acquire::Retries=%d" % self.retries,
+                   "Acquire::http::Timeout=%d" % self.timeout]
         options += ["APT::Architectures::=" + name for name in self.architectures]
         return [word for option in options for word in ("-o", option)]
 
