@@ -4,6 +4,7 @@ here."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,15 @@ class Amount(Machine):
                 self.assertEqual(left(**used, **{limit: "0\n"}), 0)
                 self.assertIsNone(left(**used, **{limit: "max\n"}))
 
+    def test_the_nearest_of_several_limits(self):
+        for outer, inner in ((5, 3), (3, 5)):
+            root = self.root(**{"proc__self__cgroup": "0::/a\n",
+                                "sys__fs__cgroup__memory.max": str(outer * GIB),
+                                "sys__fs__cgroup__memory.current": str(GIB),
+                                "sys__fs__cgroup__a__memory.max": str(inner * GIB),
+                                "sys__fs__cgroup__a__memory.current": str(GIB)})
+            self.assertEqual(warm.cgroup_left(root), 2 * GIB)
+
     def test_cgroup_v1(self):
         def left(limit, controllers="cpu,memory"):
             return warm.cgroup_left(self.root(**{
@@ -147,13 +157,15 @@ class Touching(Machine):
     def test_child_asks_before_each_step_and_is_the_first_to_go(self):
         script = ("import sys; sys.path.insert(0, %r); import warm; left = [warm.STEP, 1]; "
                   "warm.amount = lambda: left.pop(0); warm.touch(3 * warm.STEP, 60); "
-                  "print(open('/proc/self/oom_score_adj').read())" % os.path.dirname(warm.__file__))
+                  "print(open('/proc/self/oom_score_adj').read()); "
+                  "print(open('/proc/self/status').read())" % os.path.dirname(warm.__file__))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                               check=True)
-        first, second, score = done.stdout.split("\n")[:3]
+        first, second, score, status = done.stdout.split("\n", 3)
         self.assertEqual(json.loads(first)["bytes"], warm.STEP)
         self.assertIn("stopped", json.loads(second))
         self.assertEqual(score, "1000")
+        self.assertGreater(int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) << 10, warm.STEP)
 
     def test_a_child_that_dies_is_told(self):
         touched = warm.Touched()
