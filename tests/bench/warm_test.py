@@ -234,6 +234,11 @@ class Mode(Machine):
                          [warm.FIRST_GUESS, warm.FIRST_GUESS, 80 << 20])
         self.assertIn("each run", warmer.facts()[0][0])
 
+    def test_nothing_is_told_where_no_row_asks_for_memory(self):
+        warmer = self.warmer("auto", True, reporting=True)
+        warmer.start(self.JOBS[:1])
+        self.assertEqual((self.said, warmer.facts()), ([], []))
+
     def test_by_the_largest_run_of_the_row(self):
         warmer = self.warmer("auto", True, reporting=True)
         job, other = run.Job("programs", "perl", None), run.Job("programs", "lua", None)

@@ -219,11 +219,11 @@ class Warmer:
         """The one touch, if that lasts and some row asks for new memory."""
         if not self.wanted:
             return
+        if (self.mode == "auto" or self.each_run) and not any(map(needs_memory, jobs)):
+            self.wanted = self.each_run = False
+            return
         if self.each_run:
             self.say("free memory goes back to the host: some is touched before each run")
-            return
-        if self.mode == "auto" and not any(needs_memory(job) for job in jobs):
-            self.wanted = False
             return
         size = amount(self.root)
         if size == 0:

@@ -77,7 +77,8 @@ class Lists:
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         failed = done.returncode != 0 or "\nE:" in done.stdout or "Failed to fetch" in done.stdout
         if failed:
-            problem = "apt-get update: " + done.stdout.strip()[-400:]
+            said = re.findall(r"^(?:E:|W: Failed) .*", done.stdout, re.M)
+            problem = "apt-get update: " + (said[0] if said else done.stdout.strip()[-400:])
             if not self._files():
                 raise Unavailable(problem)
             # A suite that has gone, or lists of an earlier run: better than none.
