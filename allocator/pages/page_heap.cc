@@ -195,7 +195,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   pages::NoteIdle();
   if (grown) {
     heap.grown += Bytes(pages);
-    heap.idle_bound.Taken(Bytes(pages));
+    heap.idle_bound.Taken(Bytes(pages), pages::UsedBytes());
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();

@@ -187,6 +187,7 @@ uint64_t DecayStep(uint64_t now_ms) {
   {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
+    if (heap.idle_clock.Due(now_ms)) heap.idle_bound.Age(UsedBytes());
     due = Bytes(heap.idle_clock.Step(now_ms, decay_ms, IdlePages(), &wait_ms));
     const uint64_t most = DisposableBytes();
     if (due > most) due = most;
