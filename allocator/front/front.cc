@@ -24,6 +24,11 @@ constexpr uint32_t kCompactSlots = 24;
 // Misses of a CPU whose class has all the slots of the compact geometry, before it is left.
 constexpr uint32_t kCrampedMisses = 32;
 
+// Of large classes, whose blocks are spans of their own, a few slots fill the budget: several that are
+// in use at once would take it from each other at every miss, which costs as much as the visit to the
+// page heap that it is to save. So one full stack in so many makes one of them grow.
+constexpr uint32_t kFullPerLargeGrowth = 8;
+
 // Misses of one index; on a line of its own because every CPU counts its own.
 struct alignas(64) Counters {
   std::atomic<uint64_t> refills{0};
@@ -31,6 +36,7 @@ struct alignas(64) Counters {
   std::atomic<uint64_t> flushes{0};
   std::atomic<uint64_t> flush_objects{0};
   std::atomic<uint32_t> cramped{0};
+  std::atomic<uint32_t> large_full{0};
 };
 constinit Counters counters[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> direct{0};
@@ -84,6 +90,16 @@ uint32_t Grow(int index, unsigned size_class) {
   return capacity;
 }
 
+// Grow for a stack of a large class that is full. A miss of malloc does without: it brings one block,
+// which goes to the caller.
+uint32_t GrowLarge(int index, unsigned size_class) {
+  std::atomic<uint32_t>& full = counters[index].large_full;
+  const uint32_t before = full.load(std::memory_order_relaxed);
+  full.store(before + 1, std::memory_order_relaxed);
+  if (before % kFullPerLargeGrowth != 0) return percpu::CapacityOf(index, size_class).now;
+  return Grow(index, size_class);
+}
+
 void* Emergency(unsigned size_class, Shortage shortage) {
   if (shortage != Shortage::kReentrant) return nullptr;
   // An aligned block is one of a class whose size is a multiple of the alignment.
@@ -119,7 +135,8 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
-  const uint32_t wanted = BatchFor(size_class, Grow(index, size_class));
+  const uint32_t wanted =
+      size_class >= kNumClasses ? 1 : BatchFor(size_class, Grow(index, size_class));
   const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   Count(counters[index].refills);
@@ -141,11 +158,17 @@ void Deallocate(unsigned size_class, void* p) {
   }
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const uint32_t before = percpu::CapacityOf(index, size_class).now;
-  const uint32_t capacity = Grow(index, size_class);
+  const uint32_t capacity =
+      size_class >= kNumClasses ? GrowLarge(index, size_class) : Grow(index, size_class);
   if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  Count(counters[index].flushes);
+  if (capacity == 0) {
+    Count(counters[index].flush_objects);
+    Return(size_class, &p, 1);
+    return;
+  }
   void* items[kMaxBatch];
   const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
-  Count(counters[index].flushes);
   Count(counters[index].flush_objects, taken);
   Return(size_class, items, taken);
   if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
