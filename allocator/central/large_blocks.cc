@@ -37,4 +37,9 @@ uint32_t GiveLarge(void* const* in, uint32_t n) {
   return n;
 }
 
+void ExpectGive(void* p) {
+  const Span* span = PrimarySpanAt(p);
+  if (span != nullptr) PageHeap::ExpectGive(span);
+}
+
 }  // namespace pcmalloc::central

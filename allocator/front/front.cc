@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "absl/base/optimization.h"
+#include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
@@ -156,6 +157,7 @@ void Deallocate(unsigned size_class, void* p) {
     Return(size_class, &p, 1);
     return;
   }
+  if (size_class >= kNumClasses) central::ExpectGive(p);
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const uint32_t before = percpu::CapacityOf(index, size_class).now;
   const uint32_t capacity =

@@ -221,6 +221,13 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
   return result;
 }
 
+void PageHeap::ExpectGive(const Span* span) {
+  for (const uintptr_t neighbour : {span->start - 1, span->end()}) {
+    const Arena* const arena = Arenas::Find(neighbour);
+    if (arena != nullptr) __builtin_prefetch(arena->SpanAt(arena->PageOf(neighbour)));
+  }
+}
+
 PageResult PageHeap::Give(Span* span) {
   uint64_t excess;
   {
