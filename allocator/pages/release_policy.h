@@ -45,10 +45,12 @@ struct ReleasePolicy {
   }
 
   // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
-  // for, so that the heap needs no more memory than at its height. Not for every little.
+  // for, so that the heap needs no more memory than at its height. Not for every little, and not
+  // where what went would only come back: `earned` is IdleFloor's.
   static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
-  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used) {
-    const uint64_t keep = used / kIdleDivisor;
+  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used,
+                                           uint64_t earned) {
+    const uint64_t keep = used / kIdleDivisor > earned ? used / kIdleDivisor : earned;
     if (grown < kGrowthStep || idle <= keep) return 0;
     return grown < idle - keep ? grown : idle - keep;
   }
@@ -62,6 +64,9 @@ class IdleFloor {
   static constexpr uint64_t kMost = ReleasePolicy::kIdleBytes;
 
   constexpr uint64_t bytes() const { return bytes_; }
+
+  // The same, but 0 before memory has been needed again.
+  constexpr uint64_t earned() const { return bytes_ > kLeast ? bytes_ : 0; }
 
   // So much cold memory was taken.
   constexpr void Taken(uint64_t bytes) { taken_ += bytes; }

@@ -19,11 +19,13 @@ TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
 
 TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   constexpr uint64_t kStep = ReleasePolicy::kGrowthStep;
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0), kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0), 10 * kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0, 0), kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0, 0), 10 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 0), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 8 * kStep), 2 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 10 * kStep), 0u);
 }
 
 TEST(IdleFloorTest, RisesWhileWhatWasReturnedIsTakenAgain) {
@@ -32,11 +34,13 @@ TEST(IdleFloorTest, RisesWhileWhatWasReturnedIsTakenAgain) {
   floor.Taken(1000);
   floor.Returned(100);
   EXPECT_EQ(floor.bytes(), IdleFloor::kLeast) << "nothing had been returned";
+  EXPECT_EQ(floor.earned(), 0u);
   for (int i = 0; i < 10; ++i) {
     floor.Taken(60);
     for (int k = 0; k < 4; ++k) floor.Returned(25);
   }
   EXPECT_EQ(floor.bytes(), IdleFloor::kMost);
+  EXPECT_EQ(floor.earned(), IdleFloor::kMost);
   for (int i = 0; i < 10; ++i) {
     floor.Taken(40);
     floor.Returned(100);
