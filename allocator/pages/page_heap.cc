@@ -216,16 +216,21 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
     if (!all_returned) return PageResult::kReentrant;
     result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
   }
-  // Spans of small objects are taken under the lock of their class, which is to be held briefly.
-  if (size_class == 0) pages::Maintain(excess);
+  // Spans of small objects are taken under the lock of their class, which is to be held briefly; the
+  // clock is for those who give.
+  if (size_class == 0 && excess != 0) pages::Maintain(excess);
   return result;
 }
 
 void PageHeap::ExpectGive(const Span* span) {
-  for (const uintptr_t neighbour : {span->start - 1, span->end()}) {
-    const Arena* const arena = Arenas::Find(neighbour);
-    if (arena != nullptr) __builtin_prefetch(arena->SpanAt(arena->PageOf(neighbour)));
-  }
+  if (Arenas::count() == 0) return;
+  const Arena& arena = Arenas::at(0);
+  const size_t page = arena.PageOf(span->start);
+  const size_t end = page + span->pages;
+  // Neither holds in another arena. Entries before the first page have no memory.
+  if (page <= arena.first_page() || end >= arena.mapped_pages()) return;
+  __builtin_prefetch(arena.SpanAt(page - 1));
+  __builtin_prefetch(arena.SpanAt(end));
 }
 
 PageResult PageHeap::Give(Span* span) {
