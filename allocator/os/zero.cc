@@ -17,8 +17,8 @@ constexpr size_t kPagesAtOnce = 4096;  // one byte of stack each
 // Dropping a run is a system call, writing this many pages of it is no more.
 constexpr size_t kShortestRun = 16;
 
-// A memset of no bytes may be a masked store to memory that is absent (glibc, AVX-512), which costs some
-// 300 cycles although it does nothing.
+// A memset of no bytes may be a masked store to memory that is absent (glibc, AVX-512), which costs
+// some 300 cycles although it does nothing.
 void Clear(char* p, size_t bytes) {
   if (bytes != 0) memset(p, 0, bytes);
 }

@@ -181,7 +181,10 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
 
   Arena& arena = ArenaOf(span);
   const bool grown = span->returned;
-  CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages, fill);
+  const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
+  // Whoever asked for a block writes to it next.
+  if (size_class == 0 && !grown) __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
+  CarveOut(arena, span, start, pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
