@@ -13,6 +13,7 @@
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
 #include "allocator/central/large_blocks.h"
+#include "allocator/central/sweep.h"
 #include "allocator/front/deferred.h"
 #include "allocator/front/front.h"
 #include "allocator/os/zero.h"
@@ -259,7 +260,8 @@ size_t TrimBlocks(size_t keep_bytes) {
   if (front::HasDeferred()) front::FlushDeferred(GiveBlock);
   front::Trim();
   const size_t free_bytes = PageHeap::Stats().free_bytes;
-  return free_bytes > keep_bytes ? PageHeap::Release(free_bytes - keep_bytes) : 0;
+  const size_t whole = free_bytes > keep_bytes ? PageHeap::Release(free_bytes - keep_bytes) : 0;
+  return whole + central::ReturnHoles();
 }
 
 }  // namespace pcmalloc

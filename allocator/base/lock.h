@@ -32,6 +32,7 @@ enum class LockRank : uint8_t {
   kCreation,  // making slabs
   kCpu,       // one CPU's slab
   kTransfer,  // one class's transfer cache
+  kSweep,     // the search for memory inside of spans
   kCentral,   // one class's spans
   kReturn,    // returning memory to the operating system
   kPages,     // the page heap

@@ -3,9 +3,12 @@
 
 #include <string.h>
 
+#include <atomic>
+
 #include "absl/base/optimization.h"
 #include "absl/numeric/bits.h"
 #include "allocator/base/report.h"
+#include "allocator/central/holes.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
 
@@ -29,9 +32,16 @@ uint32_t IndexOf(const Span* span, uintptr_t address) {
   Fatal(text);
 }
 
+// Of all lists: free objects less holes; the least since it was last asked for.
+constinit std::atomic<int64_t> idle_bytes{0};
+constinit std::atomic<int64_t> least_idle_bytes{0};
+constinit std::atomic<uint64_t> refilled_bytes{0};
+
 void Adjust(uint64_t* counter, int64_t by) {
   __atomic_store_n(counter, *counter + static_cast<uint64_t>(by), __ATOMIC_RELAXED);
 }
+
+uint64_t Positive(int64_t bytes) { return bytes < 0 ? 0 : static_cast<uint64_t>(bytes); }
 
 }  // namespace
 
@@ -49,6 +59,24 @@ void CentralList::Insert(Span* span) {
   span->list_index = ListFor(span);
   lists_[span->list_index].Insert(span);
 }
+
+void CentralList::BookFree(int64_t objects, int64_t size) {
+  Adjust(&free_objects_, objects);
+  const int64_t change = objects * size;
+  const int64_t now = idle_bytes.fetch_add(change, std::memory_order_relaxed) + change;
+  if (now < least_idle_bytes.load(std::memory_order_relaxed)) {
+    least_idle_bytes.store(now, std::memory_order_relaxed);
+  }
+}
+
+uint64_t CentralList::IdleBytes() { return Positive(idle_bytes.load(std::memory_order_relaxed)); }
+
+uint64_t CentralList::TakeLeastIdleBytes() {
+  return Positive(least_idle_bytes.exchange(idle_bytes.load(std::memory_order_relaxed),
+                                            std::memory_order_relaxed));
+}
+
+uint64_t CentralList::RefilledBytes() { return refilled_bytes.load(std::memory_order_relaxed); }
 
 void CentralList::Remove(Span* span) { lists_[span->list_index].Remove(span); }
 
@@ -77,9 +105,11 @@ bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
                             : objects > first     ? (uint64_t{1} << (objects - first)) - 1
                                                   : 0;
   }
+  span->away = false;
+  span->holes = 0;
   Insert(span);
   Adjust(&spans_, 1);
-  Adjust(&free_objects_, static_cast<int64_t>(objects));
+  BookFree(static_cast<int64_t>(objects), info.size);
   return true;
 }
 
@@ -125,10 +155,20 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
       Remove(span);
       Insert(span);
     }
-    Adjust(&free_objects_, -static_cast<int64_t>(taken - before));
+    if (ABSL_PREDICT_FALSE(span->holes != 0)) Refill(span, out + (n - taken), taken - before);
+    BookFree(-static_cast<int64_t>(taken - before), size);
   }
   if (ABSL_PREDICT_FALSE(taken < n)) memmove(out, out + (n - taken), taken * sizeof(void*));
   return taken;
+}
+
+// A span that is all free, and in no list any more, goes: returns how many objects with it.
+uint32_t CentralList::Leave(Span* span, Span** emptied) {
+  if (ABSL_PREDICT_FALSE(span->holes != 0)) FillHoles(span, span->holes);
+  Adjust(&spans_, -1);
+  span->next = *emptied;
+  *emptied = span;
+  return span->objects;
 }
 
 // Books `given` objects of a span whose bits have been set. One that is all free is put on `emptied`:
@@ -136,12 +176,10 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
 uint32_t CentralList::Settle(Span* span, uint32_t given, Span** emptied) {
   const bool listed = span->free_objects != 0;
   span->free_objects = static_cast<uint16_t>(span->free_objects + given);
+  if (ABSL_PREDICT_FALSE(span->away)) return 0;
   if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
     if (listed) Remove(span);
-    Adjust(&spans_, -1);
-    span->next = *emptied;
-    *emptied = span;
-    return span->objects;
+    return Leave(span, emptied);
   }
   if (!listed) {
     Insert(span);
@@ -214,21 +252,103 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
       span->free_bits[word_index] = word;
       leaving += Settle(span, n - begin, &emptied);
     }
-    Adjust(&free_objects_, n - leaving);
+    BookFree(n - leaving, kClasses[size_class].size);
   }
   // Outside of the lock: the page heap may have to talk to the kernel.
   while (emptied != nullptr) {
     Span* span = emptied;
     emptied = span->next;
-    if (PageHeap::Give(span) == PageResult::kReentrant) {
-      // This thread was interrupted inside the page heap: the span stays here, all of it free.
-      LockHolder held(lock_);
-      Insert(span);
-      Adjust(&spans_, 1);
-      Adjust(&free_objects_, span->objects);
-    }
+    GiveToHeap(span);
   }
   return n;
 }
 
+void CentralList::GiveToHeap(Span* span) {
+  if (PageHeap::Give(span) != PageResult::kReentrant) return;
+  // This thread was interrupted inside the page heap: the span stays here, all of it free.
+  LockHolder held(lock_);
+  Insert(span);
+  Adjust(&spans_, 1);
+  BookFree(span->objects, span->object_size);
+}
+
+// Objects of a span with holes have been taken: where they lie there will be memory.
+void CentralList::Refill(Span* span, void* const* objects, uint32_t n) {
+  const unsigned shift = central::HoleShift(span);
+  uint64_t touched = 0;
+  for (uint32_t i = 0; i < n; ++i) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(objects[i]);
+    touched |= central::UnitsOf(span, shift, start, span->object_size);
+  }
+  touched &= span->holes;
+  refilled_bytes.fetch_add(central::BytesOf(span, touched), std::memory_order_relaxed);
+  FillHoles(span, touched);
+}
+
+void CentralList::FillHoles(Span* span, uint64_t units) {
+  if (units == 0) return;
+  const uint64_t bytes = central::BytesOf(span, units);
+  span->holes &= ~units;
+  PageHeap::NoteHoles(-static_cast<int64_t>(bytes));
+  idle_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+}
+
+// Needs the lock. What is this class's under it stays so; a span that is all free is on its way to
+// the page heap.
+uint64_t CentralList::UnitsToReturn(unsigned size_class, const Span* span, size_t shortest) {
+  if (span->state != SpanState::kSmall || span->size_class != size_class || span->away ||
+      span->free_objects == 0 || span->free_objects == span->objects) {
+    return 0;
+  }
+  const unsigned shift = central::HoleShift(span);
+  const size_t units = (shortest + (size_t{1} << shift) - 1) >> shift;
+  return central::LongRuns(central::FreeUnits(span, shift) & ~span->holes,
+                           static_cast<unsigned>(units));
+}
+
+uint64_t CentralList::Returnable(unsigned size_class, const Span* span, size_t shortest) {
+  LockHolder held(lock_);
+  return held ? central::BytesOf(span, UnitsToReturn(size_class, span, shortest)) : 0;
+}
+
+bool CentralList::Detach(unsigned size_class, Span* span, size_t shortest, uint64_t* units) {
+  LockHolder held(lock_);
+  if (!held) return false;
+  *units = UnitsToReturn(size_class, span, shortest);
+  if (*units == 0) return false;
+  Remove(span);
+  span->away = true;
+  return true;
+}
+
+void CentralList::Attach(Span* span, uint64_t holes) {
+  const int64_t bytes = static_cast<int64_t>(central::BytesOf(span, holes));
+  PageHeap::NoteHoles(bytes);
+  Span* emptied = nullptr;
+  {
+    LockHolder held(lock_);
+    PCMALLOC_CHECK(held);
+    span->away = false;
+    span->holes |= holes;
+    idle_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+    if (span->free_objects == span->objects) {
+      const uint32_t size = span->object_size;
+      BookFree(-int64_t{Leave(span, &emptied)}, size);
+    } else {
+      Insert(span);
+    }
+  }
+  if (emptied != nullptr) GiveToHeap(emptied);
+}
+
+void CentralList::Recover(Span* span) {
+  span->away = false;
+  Insert(span);
+}
+
+namespace central {
+
+constinit CentralList lists[kNumClasses];
+
+}  // namespace central
 }  // namespace pcmalloc

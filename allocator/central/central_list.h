@@ -8,6 +8,9 @@
 //      lists[7]  spans that are nearly all free         an all-free span goes back to the page heap
 //      (a span without a free object is in no list)
 //
+//   Parts of spans where all objects are free may be without memory (holes.h, sweep.h). While such
+//   memory is being returned its span is away: in no list, so that nothing is taken from it.
+//
 // Invariants: an object's bit is set exactly while it is here; setting a bit that is set is a
 //   double free and ends the process. Freed memory itself is never written or read.
 // Cost: one lock a batch; about six instructions an object to take, fifteen to give, some ten more
@@ -46,6 +49,24 @@ class CentralList {
   // process with a message.
   uint32_t Give(unsigned size_class, void* const* in, uint32_t n);
 
+  // For the sweep (sweep.h), which found a span of this class; by now it may be none any more.
+  // Bytes of it, in runs of at least `shortest`, that could do without their memory.
+  uint64_t Returnable(unsigned size_class, const Span* span, size_t shortest);
+  // If there are any, takes the span out of reach of Take and says which (holes.h).
+  bool Detach(unsigned size_class, Span* span, size_t shortest, uint64_t* units);
+  // Puts it back; the memory of `holes` was returned.
+  void Attach(Span* span, uint64_t holes);
+  // The same in the child of a fork that has this list's lock. None was returned, or nobody knows.
+  void Recover(Span* span);
+
+  // Bytes of free objects of all lists that have memory: what is idle here. While others are at it
+  // it may be off by what they do.
+  static uint64_t IdleBytes();
+  // The least that it was since the last such call. One caller at a time.
+  static uint64_t TakeLeastIdleBytes();
+  // Bytes of holes that were used again, so far.
+  static uint64_t RefilledBytes();
+
   // Whether the block is free here already; for messages about misuse only.
   static bool IsFree(const Span* span, const void* p);
 
@@ -63,6 +84,12 @@ class CentralList {
   void Remove(Span* span);
   bool Grow(unsigned size_class, Shortage* shortage);
   uint32_t Settle(Span* span, uint32_t given, Span** emptied);
+  uint32_t Leave(Span* span, Span** emptied);
+  void GiveToHeap(Span* emptied);
+  void BookFree(int64_t objects, int64_t size);
+  static uint64_t UnitsToReturn(unsigned size_class, const Span* span, size_t shortest);
+  static void Refill(Span* span, void* const* objects, uint32_t n);
+  static void FillHoles(Span* span, uint64_t units);
 
   RankedLock<LockRank::kCentral> lock_;
   List<Span> lists_[kLists];
@@ -70,6 +97,12 @@ class CentralList {
   uint64_t free_objects_ = 0;
 };
 
+namespace central {
+
+// Index: the size class; 0 is not used.
+extern CentralList lists[kNumClasses];
+
+}  // namespace central
 }  // namespace pcmalloc
 
 #endif  // PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_

@@ -206,5 +206,64 @@ TEST_P(CentralListDeathTest, ForeignMemory) {
 INSTANTIATE_TEST_SUITE_P(Classes, CentralListDeathTest,
                          ::testing::Values(1u, 3u, 7u, 64u, 65u, 100u, kNumClasses - 1));
 
+// While a span is away nothing is taken from it, and what is given to it waits.
+TEST(CentralList, ASpanThatIsAway) {
+  CentralList list;
+  const unsigned c = SizeClassOf(4096);
+  const uint32_t n = ObjectsInASpan(c);
+  std::vector<void*> objects = TakeSome(list, c, n);
+  Span* const span = SpanOf(objects[0]);
+  ASSERT_EQ(list.Give(c, objects.data(), n / 2), n / 2);
+  const uint64_t returnable = list.Returnable(c, span, 1);
+  EXPECT_GE(returnable, (n / 2 - 1) * ClassSize(c) / 2);
+  EXPECT_EQ(list.Returnable(c + 1, span, 1), 0u) << "of another class";
+  EXPECT_EQ(list.Returnable(c, span, span->bytes()), 0u);
+  uint64_t units = 0;
+  ASSERT_TRUE(list.Detach(c, span, 1, &units));
+  EXPECT_NE(units, 0u);
+  EXPECT_FALSE(list.Detach(c, span, 1, &units)) << "twice";
+
+  const std::vector<void*> others = TakeSome(list, c, n);
+  for (void* p : others) EXPECT_NE(SpanOf(p), span);
+  const uint64_t idle = CentralList::IdleBytes();
+  ASSERT_EQ(list.Give(c, objects.data() + n / 2, n - n / 2), n - n / 2);
+  EXPECT_EQ(CentralList::IdleBytes(), idle + (n - n / 2) * ClassSize(c));
+  EXPECT_EQ(span->state, SpanState::kSmall) << "it is needed still";
+  EXPECT_EQ(list.spans(), 2u);
+  list.Attach(span, 0);
+  EXPECT_EQ(list.spans(), 1u) << "all of it is free";
+  ASSERT_EQ(list.Give(c, others.data(), n), n);
+  EXPECT_EQ(list.spans(), 0u);
+  EXPECT_EQ(list.free_objects(), 0u);
+  EXPECT_EQ(CentralList::IdleBytes(), 0u);
+}
+
+TEST(CentralList, ASpanThatWasAwayServesAgain) {
+  CentralList list;
+  const unsigned c = SizeClassOf(4096);
+  const uint32_t n = ObjectsInASpan(c);
+  std::vector<void*> objects = TakeSome(list, c, n);
+  Span* const span = SpanOf(objects[0]);
+  ASSERT_EQ(list.Give(c, objects.data(), n - 1), n - 1);
+  uint64_t units = 0;
+  ASSERT_TRUE(list.Detach(c, span, 1, &units));
+  list.Attach(span, units);  // as if its memory had gone
+  EXPECT_EQ(span->holes, units);
+  EXPECT_EQ(list.Returnable(c, span, 1), 0u) << "it is gone already";
+  const uint64_t holes = PageHeap::HoleBytes();
+  EXPECT_GT(holes, 0u);
+  const std::vector<void*> one = TakeSome(list, c, 1);
+  EXPECT_EQ(SpanOf(one[0]), span);
+  EXPECT_LT(PageHeap::HoleBytes(), holes);
+  const std::vector<void*> rest = TakeSome(list, c, n - 2);
+  for (void* p : rest) EXPECT_EQ(SpanOf(p), span);
+  EXPECT_EQ(PageHeap::HoleBytes(), 0u);
+  EXPECT_EQ(span->holes, 0u);
+  ASSERT_EQ(list.Give(c, rest.data(), n - 2), n - 2);
+  ASSERT_EQ(list.Give(c, one.data(), 1), 1u);
+  ASSERT_EQ(list.Give(c, &objects[n - 1], 1), 1u);
+  EXPECT_EQ(list.spans(), 0u);
+}
+
 }  // namespace
 }  // namespace pcmalloc

@@ -8,6 +8,7 @@
 
 #include "allocator/base/report.h"
 #include "allocator/central/large_blocks.h"
+#include "allocator/central/sweep.h"
 #include "allocator/os/memory.h"
 #include "allocator/pages/page_heap.h"
 
@@ -52,7 +53,6 @@ constinit std::atomic<Shard*> shards[kMaxShards] = {&first_shard};
 constinit std::atomic<unsigned> open_shards{1};  // the highest and one
 // A fork must not find a shard that its preparation has not seen.
 constinit RankedLock<LockRank::kTransfer> open_lock;
-constinit CentralList lists[kNumClasses];
 constinit std::atomic<int64_t> total_bytes{0};
 constinit std::atomic<uint32_t> next_victim{0};
 
@@ -222,7 +222,10 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) 
       SetCount(cache, size_class, cache.count + given);
     }
   }
-  if (given < n) given += lists[size_class].Give(size_class, in + given, n - given);
+  if (given < n) {
+    given += lists[size_class].Give(size_class, in + given, n - given);
+    SweepIfDue();
+  }
   if (total_bytes.load(std::memory_order_relaxed) > TotalLimit()) Evict(shard, size_class);
   return given;
 }
@@ -261,6 +264,7 @@ void LockForFork() {
 }
 
 void UnlockAfterFork(bool in_child) {
+  if (in_child) RecoverSweep();
   for (unsigned c = kNumClasses; c-- > 1;) lists[c].UnlockAfterFork(in_child);
   ForEachShard([in_child](Shard& shard) {
     for (unsigned c = kNumClasses; c-- > 1;) shard.caches[c].lock.ReleaseAfterFork(in_child);

@@ -51,6 +51,7 @@ constexpr Row kRows[] = {
     PCM_ROW("transfer_bytes", "in transfer caches", kBytes, transfer_bytes),
     PCM_ROW("central_bytes", "free in spans", kBytes, central_bytes),
     PCM_ROW("small_bytes", "spans of small blocks", kBytes, pages.small_bytes),
+    PCM_ROW("hole_bytes", "  of it returned", kBytes, pages.hole_bytes),
     PCM_ROW("large_bytes", "large blocks", kBytes, pages.large_bytes),
     PCM_ROW("free_bytes", "free pages, resident", kBytes, pages.free_bytes),
     PCM_ROW("returned_bytes", "free pages, returned", kBytes, pages.returned_bytes),

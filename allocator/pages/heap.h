@@ -53,18 +53,17 @@ struct Heap {
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
   uint64_t grown = 0;  // bytes that got memory since growth was last made up for
-  IdleFloor idle_floor;
-  uint64_t idle_limit = UINT64_MAX;  // instead of it, if the program said so
+  IdleBound idle_bound;
+  uint64_t idle_limit = UINT64_MAX;  // at most so much, if the program said so
   uint64_t idle_kept = 0;            // what decay leaves alone, because the program said so
   HeapLimits limits;
   std::atomic<bool> helped{false};  // somebody calls Decay: slow paths need not look at the clock
-  IdleAges ages;
-  uint64_t least_idle = 0;  // warm pages, since the last step of the ages
+  IdleClock idle_clock;             // of warm pages
   // Whether the kernel serves hugepages, once somebody asked.
   enum class Huge : uint8_t { kNotAsked, kYes, kNo } huge = Huge::kNotAsked;
   uint32_t huge_refusals = 0;  // how many requests still do without them
-  // When the next step is due; 0 before the first. Read without the lock.
-  std::atomic<uint64_t> next_step_ms{0};
+  // Of spans of small blocks: what lies inside of them and has no memory (PageHeap::ReturnInside).
+  std::atomic<uint64_t> hole_bytes{0};
 };
 extern Heap heap;
 
@@ -100,9 +99,7 @@ inline FreeSpans& ListFor(Kind kind) {
 Arena& ArenaOf(const Span* span);
 
 // To be called after warm pages were taken.
-inline void NoteIdle() {
-  if (IdlePages() < heap.least_idle) heap.least_idle = IdlePages();
-}
+inline void NoteIdle() { heap.idle_clock.Note(IdlePages()); }
 
 // Gives a span the pages, without looking at neighbours.
 void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind);
@@ -145,7 +142,8 @@ uint64_t ReturnUnderLock(const Order& order);
 // The same with return_lock held, and the lock only in between the system calls.
 uint64_t ReturnLongest(const Order& order);
 
-// All bytes of memory that the heap has: used, free and warm, maps and Spans. Needs the lock.
+// All bytes of memory that the heap has, holes included: used, free and warm, maps and Spans. Needs
+// the lock.
 uint64_t FootprintBytes();
 
 // Whether so many pages may get memory under the hard limit, after returning what is idle if that

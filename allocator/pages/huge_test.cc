@@ -177,7 +177,7 @@ TEST(HugeTest, OnlyWholeHugePagesDecay) {
   InChild([] {
     ParseConfig("thp:auto,decay:1s");
     Spans spans = Reserved();
-    Fill(80, &spans);
+    Fill(160, &spans);
     PageHeap::Release(SIZE_MAX);  // breaks the last one
     const Arena& arena = Arenas::at(0);
     const size_t huge = arena.huge_count();

@@ -7,6 +7,7 @@
 
 namespace pcmalloc::pages {
 
+// With holes: they get memory again without asking, so that the hard limit must count them.
 uint64_t FootprintBytes() {
   uint64_t maps = 0;
   for (int i = 0; i < Arenas::count(); ++i) {
@@ -45,7 +46,7 @@ void NoteGrowth() {
 uint64_t BytesAboveSoftLimit() {
   const uint64_t limit = heap.limits.soft.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return 0;
-  const uint64_t footprint = FootprintBytes();
+  const uint64_t footprint = FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
   return footprint > limit ? footprint - limit : 0;
 }
 
@@ -74,7 +75,7 @@ bool PageHeap::TakeMark() {
 uint64_t PageHeap::Footprint() {
   // As for Stats: who holds the lock already reads what it interrupted.
   LockHolder held(heap.lock);
-  return pages::FootprintBytes();
+  return pages::FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
 }
 
 size_t PageHeap::ReleaseIdle() {

@@ -198,7 +198,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   pages::NoteIdle();
   if (grown) {
     heap.grown += Bytes(pages);
-    heap.idle_floor.Taken(Bytes(pages));
+    heap.idle_bound.Taken(Bytes(pages));
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();
@@ -387,6 +387,7 @@ PageStats PageHeap::Stats() {
   stats.metadata_bytes = maps + heap.store.bytes();
   stats.spans = heap.spans_in_use;
   stats.releases = heap.releases;
+  stats.hole_bytes = heap.hole_bytes.load(std::memory_order_relaxed);
   return stats;
 }
 

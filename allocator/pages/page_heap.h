@@ -34,6 +34,17 @@ struct PageStats {
   uint64_t metadata_bytes;   // Span objects and maps, committed
   uint64_t spans;            // in use, small and large
   uint64_t releases;         // system calls that returned memory
+  uint64_t hole_bytes;       // of small_bytes, returned to the operating system
+};
+
+// Spans of small blocks that lie together, see PageHeap::Next.
+struct Stretch {
+  static constexpr size_t kBytes = size_t{2} << 20;
+  uintptr_t from = 0;  // where the search goes on; 0 is the beginning
+  bool huge = false;   // it is one hugepage, as far as it was asked for
+  unsigned count = 0;
+  Span* spans[kBytes >> kPageShift];
+  uint8_t size_classes[kBytes >> kPageShift];
 };
 
 class PageHeap {
@@ -84,6 +95,20 @@ class PageHeap {
 
   // Returns all free memory but what SetIdleLimit lets stay; returns the number of bytes.
   static size_t ReleaseIdle();
+
+  // For a sweep over all spans of small blocks in the order of their addresses: those that begin in
+  // some stretch of at most kBytes, from `from` on, which moves behind it. They may be other spans
+  // by the time they are looked at, but Span objects stay readable. False at the end of the heap, in
+  // a signal handler inside the page heap too.
+  static bool Next(Stretch* stretch);
+
+  // Returns the memory of free blocks inside of a kSmall span, a range of whole kernel pages. The
+  // caller, whose span it is, keeps them from being used meanwhile, and says by NoteHoles how many
+  // bytes inside of such spans have no memory: more or, when blocks are used again, fewer. False:
+  // refused by the kernel, or in a signal handler.
+  static bool ReturnInside(uintptr_t start, size_t bytes);
+  static void NoteHoles(int64_t bytes);
+  static uint64_t HoleBytes();
 
   // Limits on the footprint; UINT64_MAX for none. Above `soft` free memory goes back to the system
   // as soon as it is free. What would pass `hard`, when nothing idle is left, is refused with

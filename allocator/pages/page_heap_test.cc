@@ -199,7 +199,7 @@ TEST(PageHeapTest, IdleMemoryIsBoundedWithoutACallForEachSmallSpan) {
   for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
   const PageStats stats = PageHeap::Stats();
   EXPECT_LE(stats.free_bytes,
-            ReleasePolicy::Bound(stats.small_bytes + stats.large_bytes, ReleasePolicy::kIdleBytes));
+            IdleBound::kMost + (stats.small_bytes + stats.large_bytes) / IdleBound::kMostDivisor);
   EXPECT_GT(stats.releases, releases);
   EXPECT_LE(stats.releases, releases + 200);
   // Every other span: 80 MiB in ranges of one page.
@@ -210,7 +210,7 @@ TEST(PageHeapTest, IdleMemoryIsBoundedWithoutACallForEachSmallSpan) {
   for (size_t i = 1; i < small.size(); i += 2) {
     ASSERT_EQ(PageHeap::Give(small[i]), PageResult::kOk);
   }
-  EXPECT_LE(PageHeap::Stats().free_bytes, ReleasePolicy::Bound(0, ReleasePolicy::kIdleBytes));
+  EXPECT_LE(PageHeap::Stats().free_bytes, IdleBound::kMost);
   CheckPageHeap();
 }
 

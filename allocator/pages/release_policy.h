@@ -3,8 +3,9 @@
 // Purpose: decides when idle memory goes back to the operating system, and how much; how it goes is
 //   return.cc's business.
 //
-//      ReleasePolicy   a bound on idle memory, checked whenever pages come back
-//      IdleFloor       what that bound is for small heaps
+//      ReleasePolicy   what goes when too much is idle, checked whenever pages come back
+//      IdleBound       what is too much
+//      IdleClock       when the next step of ages is due
 //      IdleAges        idle memory by age, in steps; what of each age may still stay:
 //
 //                      1 |***..
@@ -21,10 +22,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <atomic>
+
 namespace pcmalloc {
 
 struct ReleasePolicy {
-  // Idle memory that may be allowed whatever is used, and the part of the used memory that is.
+  // The most that may be idle: this, or a part of the used memory if that is more.
   static constexpr uint64_t kIdleBytes = uint64_t{16} << 20;
   static constexpr uint64_t kIdleDivisor = 8;
   // Shorter ranges are not worth a system call of their own: while there is too much idle memory;
@@ -32,21 +35,15 @@ struct ReleasePolicy {
   static constexpr size_t kShortestRange = size_t{128} << 10;
   static constexpr size_t kShortestOldRange = size_t{32} << 10;
 
-  // `limit` is that of IdleFloor, or what the program asked for (mallopt).
-  static constexpr uint64_t Bound(uint64_t used, uint64_t limit) {
-    return used / kIdleDivisor > limit ? used / kIdleDivisor : limit;
-  }
-
   // How many of the `idle` bytes should go. Half of the bound stays, so that the next pass is as
   // much freed memory away.
-  static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t used, uint64_t limit) {
-    const uint64_t bound = Bound(used, limit);
+  static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t bound) {
     return idle <= bound ? 0 : idle - bound / 2;
   }
 
   // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
   // for, so that the heap needs no more memory than at its height. Not for every little, and not
-  // where what went would only come back: `earned` is IdleFloor's.
+  // where what went would only come back: `earned` is IdleBound's.
   static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
   static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used,
                                            uint64_t earned) {
@@ -56,41 +53,54 @@ struct ReleasePolicy {
   }
 };
 
-// How much may be idle whatever the heap's size: little, until it turns out that what was returned is
-// needed again at once, as in a heap that breathes.
-class IdleFloor {
+// How much may be idle: little, until it turns out that what was returned is needed again at once, as
+// in a heap that breathes.
+class IdleBound {
  public:
+  // What may be idle whatever is used, and the parts of the used memory that may.
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = ReleasePolicy::kIdleBytes;
+  static constexpr uint64_t kLeastDivisor = 32;
+  static constexpr uint64_t kMostDivisor = ReleasePolicy::kIdleDivisor;
 
-  constexpr uint64_t bytes() const { return bytes_; }
+  constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost)
+      : least_(least), most_(most), bytes_(least) {}
+
+  constexpr uint64_t For(uint64_t used) const {
+    const uint64_t least = Least(used);
+    const uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
+    return bytes_ < least ? least : bytes_ > most ? most : bytes_;
+  }
 
   // The same, but 0 before memory has been needed again.
-  constexpr uint64_t earned() const { return bytes_ > kLeast ? bytes_ : 0; }
+  constexpr uint64_t Earned(uint64_t used) const {
+    const uint64_t bytes = For(used);
+    return bytes > Least(used) ? bytes : 0;
+  }
 
   // So much cold memory was taken.
   constexpr void Taken(uint64_t bytes) { taken_ += bytes; }
 
   // Too much was idle, and so much of it was returned.
-  constexpr void Returned(uint64_t bytes) {
+  constexpr void Returned(uint64_t bytes, uint64_t used) {
+    bytes_ = For(used);
     if (taken_ != 0) {  // breathing out again
-      if (returned_ != 0 && taken_ >= returned_ / 2) {
-        Set(bytes_ * 2);
-      } else {
-        Set(bytes_ / 2);
-      }
+      bytes_ = returned_ != 0 && taken_ >= returned_ / 2 ? bytes_ * 2 : bytes_ / 2;
       returned_ = taken_ = 0;
     }
     returned_ += bytes;
-    if (returned_ / 4 > bytes_) Set(bytes_ / 2);  // this is no breath, the heap shrinks
+    if (returned_ / 4 > bytes_) bytes_ /= 2;  // this is no breath, the heap shrinks
+    bytes_ = For(used);
   }
 
  private:
-  constexpr void Set(uint64_t bytes) {
-    bytes_ = bytes < kLeast ? kLeast : bytes > kMost ? kMost : bytes;
+  constexpr uint64_t Least(uint64_t used) const {
+    return used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
   }
 
-  uint64_t bytes_ = kLeast;
+  uint64_t least_;
+  uint64_t most_;
+  uint64_t bytes_;
   uint64_t returned_ = 0;  // since memory was last taken
   uint64_t taken_ = 0;     // since memory was last returned
 };
@@ -160,6 +170,52 @@ class IdleAges {
   uint64_t pages_[kSteps] = {};  // idle and allowed to be, by age
   uint64_t left_ = 0;
   uint64_t since_retry_ = 0;
+};
+
+// The ages' steps by the time that callers bring along. Due and Note may be called by anybody at any
+// time, the others by one thread at a time.
+class IdleClock {
+ public:
+  // Whether Step makes sense.
+  bool Due(uint64_t now_ms) const { return now_ms >= next_ms_.load(std::memory_order_relaxed); }
+
+  // So many pages are idle just now; to be called whenever they have become fewer.
+  void Note(uint64_t idle) {
+    if (idle < least_.load(std::memory_order_relaxed)) {
+      least_.store(idle, std::memory_order_relaxed);
+    }
+  }
+
+  // Makes the steps that are due. Returns how many pages should go; *wait_ms becomes the number of
+  // milliseconds until the next call makes sense.
+  uint64_t Step(uint64_t now_ms, uint64_t decay_ms, uint64_t idle, uint64_t* wait_ms) {
+    const uint64_t step_ms = IdleAges::StepMs(decay_ms);
+    uint64_t next = next_ms_.load(std::memory_order_relaxed);
+    // The first call, or a clock that is not the one of the last call: all that is idle is young.
+    if (next == 0 || next > now_ms + 2 * step_ms) {
+      next = now_ms + step_ms;
+      least_.store(0, std::memory_order_relaxed);
+    }
+    uint64_t due = 0;
+    if (now_ms >= next) {
+      const uint64_t steps = 1 + (now_ms - next) / step_ms;
+      next += steps * step_ms;
+      Note(idle);
+      due = ages_.Advance(steps, least_.load(std::memory_order_relaxed), idle);
+      least_.store(idle, std::memory_order_relaxed);
+    }
+    next_ms_.store(next, std::memory_order_relaxed);
+    *wait_ms = ages_.Pending(idle) ? next - now_ms : IdleAges::SleepMs(decay_ms);
+    return due;
+  }
+
+  // See IdleAges::Left.
+  void Left(uint64_t pages) { ages_.Left(pages); }
+
+ private:
+  IdleAges ages_;
+  std::atomic<uint64_t> least_{0};    // idle pages, since the last step
+  std::atomic<uint64_t> next_ms_{0};  // when the next one is due; 0 before the first
 };
 
 }  // namespace pcmalloc

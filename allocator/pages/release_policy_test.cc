@@ -9,12 +9,9 @@ namespace pcmalloc {
 namespace {
 
 TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
-  constexpr uint64_t kLimit = 1000;
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(1000, 0, kLimit), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(1001, 0, kLimit), 501u);
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(5000, 80000, kLimit), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(20000, 80000, kLimit), 15000u);
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(SIZE_MAX / 2, 0, SIZE_MAX), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(1000, 1000), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(1001, 1000), 501u);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(SIZE_MAX / 2, SIZE_MAX), 0u);
 }
 
 TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
@@ -28,35 +25,49 @@ TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 10 * kStep), 0u);
 }
 
-TEST(IdleFloorTest, RisesWhileWhatWasReturnedIsTakenAgain) {
-  IdleFloor floor;
-  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
-  floor.Taken(1000);
-  floor.Returned(100);
-  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast) << "nothing had been returned";
-  EXPECT_EQ(floor.earned(), 0u);
+TEST(IdleBoundTest, RisesWhileWhatWasReturnedIsTakenAgain) {
+  IdleBound bound;
+  EXPECT_EQ(bound.For(0), IdleBound::kLeast);
+  bound.Taken(1000);
+  bound.Returned(100, 0);
+  EXPECT_EQ(bound.For(0), IdleBound::kLeast) << "nothing had been returned";
+  EXPECT_EQ(bound.Earned(0), 0u);
   for (int i = 0; i < 10; ++i) {
-    floor.Taken(60);
-    for (int k = 0; k < 4; ++k) floor.Returned(25);
+    bound.Taken(60);
+    for (int k = 0; k < 4; ++k) bound.Returned(25, 0);
   }
-  EXPECT_EQ(floor.bytes(), IdleFloor::kMost);
-  EXPECT_EQ(floor.earned(), IdleFloor::kMost);
+  EXPECT_EQ(bound.For(0), IdleBound::kMost);
+  EXPECT_EQ(bound.Earned(0), IdleBound::kMost);
   for (int i = 0; i < 10; ++i) {
-    floor.Taken(40);
-    floor.Returned(100);
+    bound.Taken(40);
+    bound.Returned(100, 0);
   }
-  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
+  EXPECT_EQ(bound.For(0), IdleBound::kLeast);
 }
 
-TEST(IdleFloorTest, FallsWhenTheHeapShrinks) {
-  IdleFloor floor;
+TEST(IdleBoundTest, FallsWhenTheHeapShrinks) {
+  IdleBound bound;
   for (int i = 0; i < 10; ++i) {
-    floor.Returned(100);
-    floor.Taken(100);
+    bound.Returned(100, 0);
+    bound.Taken(100);
   }
-  ASSERT_EQ(floor.bytes(), IdleFloor::kMost);
-  for (int i = 0; i < 20; ++i) floor.Returned(IdleFloor::kMost / 2);
-  EXPECT_EQ(floor.bytes(), IdleFloor::kLeast);
+  ASSERT_EQ(bound.For(0), IdleBound::kMost);
+  for (int i = 0; i < 20; ++i) bound.Returned(IdleBound::kMost / 2, 0);
+  EXPECT_EQ(bound.For(0), IdleBound::kLeast);
+}
+
+TEST(IdleBoundTest, IsInProportionToTheHeap) {
+  constexpr uint64_t kUsed = uint64_t{3200} << 20;
+  IdleBound bound;
+  EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kLeastDivisor);
+  bound.Returned(100, kUsed);
+  EXPECT_EQ(bound.Earned(kUsed), 0u);
+  for (int i = 0; i < 10; ++i) {
+    bound.Returned(100, kUsed);
+    bound.Taken(100);
+  }
+  EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kMostDivisor);
+  EXPECT_EQ(bound.For(0), IdleBound::kMost);
 }
 
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {

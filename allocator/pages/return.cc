@@ -163,28 +163,19 @@ void Returning::Finish() {
   }
 }
 
-// One step of the ages, or several. What should go, in bytes; the number of milliseconds until the
-// next step is in *wait_ms. Needs the lock.
-uint64_t StepAges(uint64_t now_ms, uint64_t decay_ms, uint64_t* wait_ms) {
-  const uint64_t step_ms = IdleAges::StepMs(decay_ms);
-  const uint64_t idle = IdlePages();
-  uint64_t next = heap.next_step_ms.load(std::memory_order_relaxed);
-  // The first call, or a clock that is not the one of the last call.
-  if (next == 0 || next > now_ms + 2 * step_ms) {
-    next = now_ms + step_ms;
-    heap.least_idle = idle;
+// Whole hugepages first. What is left then lies in those that are in use in part, which pay as long
+// as it is little. With return_lock held.
+uint64_t ReturnSparingly(Order order) {
+  const uint64_t returned = ReturnLongest(order);
+  if (returned >= order.bytes || order.break_huge) return returned;
+  {
+    LockHolder held(heap.lock);
+    if (!held) return returned;
+    order.bytes = HugePolicy::BytesToBreak(order.bytes - returned, UsedBytes());
   }
-  uint64_t due = 0;
-  if (now_ms >= next) {
-    const uint64_t steps = 1 + (now_ms - next) / step_ms;
-    next += steps * step_ms;
-    const uint64_t least = heap.least_idle < idle ? heap.least_idle : idle;
-    due = heap.ages.Advance(steps, least, idle);
-    heap.least_idle = idle;
-  }
-  heap.next_step_ms.store(next, std::memory_order_relaxed);
-  *wait_ms = heap.ages.Pending(idle) ? next - now_ms : IdleAges::SleepMs(decay_ms);
-  return Bytes(due);
+  if (order.bytes == 0) return returned;
+  order.break_huge = true;
+  return returned + ReturnLongest(order);
 }
 
 // With return_lock held.
@@ -196,27 +187,15 @@ uint64_t DecayStep(uint64_t now_ms) {
   {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
-    due = StepAges(now_ms, decay_ms, &wait_ms);
+    due = Bytes(heap.idle_clock.Step(now_ms, decay_ms, IdlePages(), &wait_ms));
     const uint64_t most = DisposableBytes();
     if (due > most) due = most;
   }
   if (due == 0) return wait_ms;
-  uint64_t returned = ReturnLongest({due, ReleasePolicy::kShortestOldRange, false});
-  if (returned < due) {
-    // What is left lies in hugepages that are in use in part. They pay as long as it is little.
-    uint64_t excess;
-    {
-      LockHolder held(heap.lock);
-      if (!held) return wait_ms;
-      excess = HugePolicy::BytesToBreak(due - returned, UsedBytes());
-    }
-    if (excess != 0) {
-      returned += ReturnLongest({excess, ReleasePolicy::kShortestOldRange, true});
-    }
-  }
+  const uint64_t returned = ReturnSparingly({due, ReleasePolicy::kShortestOldRange, false});
   if (returned < due) {
     LockHolder held(heap.lock);
-    if (held) heap.ages.Left((due - returned) >> kPageShift);
+    if (held) heap.idle_clock.Left((due - returned) >> kPageShift);
   }
   return wait_ms;
 }
@@ -307,9 +286,14 @@ uint64_t ReturnLongest(const Order& order) {
 
 namespace {
 
-uint64_t IdleLimit() {
-  const uint64_t floor = heap.idle_floor.bytes();
-  return heap.idle_kept != 0 || heap.idle_limit < floor ? heap.idle_limit : floor;
+// More than so much is too much.
+uint64_t Bound() {
+  const uint64_t used = UsedBytes();
+  const uint64_t bound = heap.idle_bound.For(used);
+  // What the program says stands beside what large heaps are allowed.
+  if (heap.idle_kept == 0 && heap.idle_limit >= bound) return bound;
+  const uint64_t share = used / IdleBound::kLeastDivisor;
+  return heap.idle_limit < share ? share : heap.idle_limit;
 }
 
 }  // namespace
@@ -319,7 +303,7 @@ uint64_t ExcessBytes() {
   if (const uint64_t above = BytesAboveSoftLimit()) return above < idle ? above : idle;
   if (GetConfig().decay == 0) return DisposableBytes();
   if (idle < heap.next_pass_bytes) return 0;
-  const uint64_t excess = ReleasePolicy::BytesToReturn(idle, UsedBytes(), IdleLimit());
+  const uint64_t excess = ReleasePolicy::BytesToReturn(idle, Bound());
   // Of what the program wants to keep nearly all stays.
   const uint64_t kept = heap.idle_kept - heap.idle_kept / 16;
   return excess != 0 && idle - excess < kept ? idle - kept : excess;
@@ -328,7 +312,7 @@ uint64_t ExcessBytes() {
 uint64_t GrowthExcess() {
   if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
   const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes(),
-                                                        heap.idle_floor.earned());
+                                                        heap.idle_bound.Earned(UsedBytes()));
   heap.grown = 0;
   return excess;
 }
@@ -338,7 +322,7 @@ void Maintain(uint64_t excess_bytes) {
   const bool idle =
       decay_ms == 0 || decay_ms == kNever || heap.helped.load(std::memory_order_relaxed);
   const uint64_t now_ms = idle ? 0 : os::CoarseMilliseconds();
-  const bool step = now_ms != 0 && now_ms >= heap.next_step_ms.load(std::memory_order_relaxed);
+  const bool step = now_ms != 0 && heap.idle_clock.Due(now_ms);
   if (excess_bytes == 0 && !step) return;
   // Whoever has it returns memory just now, or is this thread's interrupted frame.
   if (!heap.return_lock.TryAcquire()) return;
@@ -350,14 +334,11 @@ void Maintain(uint64_t excess_bytes) {
       if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
     }
     const uint64_t returned =
-        ReturnLongest({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
+        ReturnSparingly({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
-    heap.idle_floor.Returned(returned);
-    heap.next_pass_bytes =
-        returned >= excess_bytes
-            ? 0
-            : Bytes(IdlePages()) + ReleasePolicy::Bound(UsedBytes(), IdleLimit()) / 4;
+    heap.idle_bound.Returned(returned, UsedBytes());
+    heap.next_pass_bytes = returned >= excess_bytes ? 0 : Bytes(IdlePages()) + Bound() / 4;
   }
   if (step) DecayStep(now_ms);
   heap.return_lock.Release();

@@ -164,7 +164,7 @@ TEST(ReturnTest, HolesThatAreNeededAgainStay) {
     const PageStats before = PageHeap::Stats();
     replace(20000);
     EXPECT_LE(PageHeap::Stats().releases - before.releases, 20u);
-    EXPECT_LE(PageHeap::Stats().free_bytes, IdleFloor::kMost);
+    EXPECT_LE(PageHeap::Stats().free_bytes, IdleBound::kMost);
     CheckPageHeap();
   });
 }

@@ -30,6 +30,22 @@ enum class SpanState : uint8_t {
   kReturning,  // free, and out of the page heap while the operating system takes its memory
 };
 
+// An array elsewhere, found by its distance: a pointer to it in half the bytes.
+class FreeBits {
+ public:
+  void SetAt(uint64_t* words) {
+    distance_ =
+        static_cast<int32_t>(reinterpret_cast<intptr_t>(words) - reinterpret_cast<intptr_t>(this));
+  }
+  uint64_t& operator[](size_t word) {
+    return reinterpret_cast<uint64_t*>(reinterpret_cast<intptr_t>(this) + distance_)[word];
+  }
+  uint64_t operator[](size_t word) const { return const_cast<FreeBits&>(*this)[word]; }
+
+ private:
+  int32_t distance_;
+};
+
 struct alignas(64) Span {
   static constexpr int kMaxObjects = 1024;
 
@@ -49,9 +65,11 @@ struct alignas(64) Span {
   uint32_t object_size;      // bytes
   uint32_t object_inverse;   // 2^32 / object_size rounded up: index = offset * inverse >> 32
   uint32_t objects_inverse;  // 2^32 / objects rounded up, the same for shares of `objects`
-  uint32_t list_index;       // which occupancy list of its central list the span is in
+  uint8_t list_index;        // which occupancy list of its central list the span is in
   bool maps_returned;        // kFree: the memory of its entries in the arena's maps is, too
-  uint64_t* free_bits;       // kSmall: kMaxObjects bits, elsewhere in the SpanStore's block
+  bool away;                 // kSmall: in no list while memory inside of it is being returned
+  FreeBits free_bits;        // kSmall: kMaxObjects bits, elsewhere in the SpanStore's block
+  uint64_t holes;            // kSmall: parts of it without memory, a bit each (see central/holes.h)
 
   bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }

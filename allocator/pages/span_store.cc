@@ -77,7 +77,7 @@ Span* SpanStore::Take() {
   }
   if (++block->used == kSpans) partly_used_.Remove(block);
   span->prev = span->next = nullptr;
-  span->free_bits = block->BitsOf(span);
+  span->free_bits.SetAt(block->BitsOf(span));
   return span;
 }
 

@@ -11,6 +11,7 @@
 #include "allocator/base/lock.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
+#include "allocator/central/sweep.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
 #include "allocator/pages/page_heap.h"
@@ -44,6 +45,8 @@ constexpr int kMostFailures = 5;
 
 // Slow paths between two that look whether something is due.
 constexpr uint32_t kVisitsPerTick = 16;
+// Of a sweep inside of spans: a millisecond or less.
+constexpr unsigned kStretchesPerTick = 16;
 
 // Threads' wakeups may be put off by so much, to share them with others'.
 constexpr unsigned long kSlackNs = 5'000'000;
@@ -258,7 +261,10 @@ void PayAttention(bool may_start) {
   // Reading the clock costs as much as a tenth of a miss.
   const uint32_t visit = visits.load(std::memory_order_relaxed) + 1;
   visits.store(visit, std::memory_order_relaxed);
-  if (visit % kVisitsPerTick == 0) PageHeap::Tick();
+  if (visit % kVisitsPerTick == 0) {
+    PageHeap::Tick();
+    (void)central::DecayHoles(os::CoarseMilliseconds(), kStretchesPerTick);
+  }
   if (seen == Attention::kWatch && may_start) Watch();
 }
 

@@ -5,6 +5,7 @@
 
 #include "allocator/base/syscall.h"
 #include "allocator/base/text.h"
+#include "allocator/central/sweep.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/config/config.h"
 #include "allocator/front/budget.h"
@@ -101,6 +102,7 @@ void Relieve() {
   }
   central::Trim();
   PageHeap::Release(SIZE_MAX);
+  central::ReturnHoles();
 }
 
 void Apply() {

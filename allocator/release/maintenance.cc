@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "allocator/central/sweep.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/config/config.h"
 #include "allocator/front/front.h"
@@ -112,7 +113,8 @@ bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
   }
   // What changed last may have done so right after the look before.
   if (!pending && !rest.returned && now_ms - rest.since_ms + period >= decay_ms) {
-    if (PageHeap::ReleaseIdle() > 0) Count(counters.idle_returns);
+    const size_t holes = central::ReturnHoles();
+    if (PageHeap::ReleaseIdle() + holes > 0) Count(counters.idle_returns);
     rest.heap = HeapState();
     rest.returned = true;
   }
@@ -124,7 +126,9 @@ bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
 uint64_t Maintain(uint64_t now_ms) {
   const uint64_t decay_ms = GetConfig().decay;
   const uint64_t period = PeriodMs(decay_ms);
-  const uint64_t decay_wait = PageHeap::Decay(now_ms);
+  const uint64_t pages_wait = PageHeap::Decay(now_ms);
+  const uint64_t holes_wait = central::DecayHoles(now_ms);
+  const uint64_t decay_wait = pages_wait < holes_wait ? pages_wait : holes_wait;
   if (next_look_ms == 0 || now_ms >= next_look_ms || next_look_ms - now_ms > period) {
     next_look_ms = now_ms + period;
     if (Look(now_ms, decay_ms, period)) return UINT64_MAX;

@@ -9,11 +9,15 @@ import re
 import subprocess
 import tempfile
 import unittest
+from unittest import mock
 import xml.etree.ElementTree
 
+from tests.testing import cases
 import allocators
 import bench
+import install
 import stats
+import warm
 
 BIN_DIR = os.path.abspath("benchmarks")
 UNITS = {"ns_per_op": "ns", "peak_rss_bytes": "B", "rss_bytes": "B"}
@@ -24,7 +28,7 @@ def run_bench(*arguments):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         status = bench.main(["--bin-dir", BIN_DIR, "--allocators", "glibc", "--quick", "--runs",
-                             "1", *arguments])
+                             "1", "--warm-memory", "never", *arguments])
     return status, out.getvalue()
 
 
@@ -97,6 +101,29 @@ class Bench(unittest.TestCase):
         self.assertGreater(values[("perl", "cpu_seconds")], 0.01)
         self.assertGreater(values[("perl", "max_rss_bytes")], 4 * 2**20)
 
+    def test_rows_are_listed_without_measuring(self):
+        with mock.patch.object(allocators, "resolve") as resolve, \
+                mock.patch.object(install, "ensure") as ensure, \
+                self.assertRaises(SystemExit) as caught, \
+                contextlib.redirect_stdout(io.StringIO()) as out:
+            bench.main(["--bin-dir", BIN_DIR, "--list", "--rows", "pair/32|perl"])
+        self.assertEqual(caught.exception.code, 0)
+        self.assertEqual(out.getvalue().splitlines(), ["micro pair/32", "programs perl"])
+        resolve.assert_not_called()
+        ensure.assert_not_called()
+
+    def test_memory_is_touched_before_and_told(self):
+        """As on a virtual machine whose guest reports free pages; glibc's peak is known by then."""
+        with mock.patch.object(warm, "reports_free_pages", lambda root: True), \
+                mock.patch.object(warm, "FIRST_GUESS", 8 << 20):
+            status, _ = run_bench("--suite", "micro", "--rows", "first-touch/4K|pair/32",
+                                  "--warm-memory", "always", "--html", self.html)
+        self.assertEqual(status, 0)
+        with open(self.html, encoding="utf-8") as file:
+            text = file.read()
+        self.assertRegex(text, r"memory touched before each run[^<]*</td><td>0.0 GB in \d+ s, ")
+        self.assertRegex(text, r"<td>glibc</td><td>libc6 \d\S+, the C library")
+
     def test_exec_counted_reports_the_status(self):
         report = self.json
         done = subprocess.run([os.path.join(BIN_DIR, "exec_counted"), report, "-", "/bin/sh", "-c",
@@ -108,8 +135,13 @@ class Bench(unittest.TestCase):
 
     def test_wrong_use_is_refused(self):
         for arguments in (["--suite", "micro", "--rows", "no-such-row"],
-                          ["--suite", "micro", "--rows", "pair/32", "--allocators", "nonsense"]):
-            with self.assertRaises(SystemExit) as caught:
+                          ["--suite", "micro", "--rows", "pair/32", "--allocators", "nonsense"],
+                          ["--suite", "micro", "--rows", "pair/32", "--allocators", "glibc@sid"],
+                          ["--suite", "micro", "--rows", "pair/32["], ["--runs", "0"],
+                          ["--from-json", self.json],
+                          ["--suite", "micro", "--rows", "pair/32", "--json", "/no/such/place"]):
+            with self.assertRaises(SystemExit) as caught, \
+                    contextlib.redirect_stderr(io.StringIO()):
                 run_bench(*arguments)
             self.assertNotIn(caught.exception.code, (0, None))
 
@@ -135,4 +167,4 @@ class Bench(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    cases.main()

@@ -6,6 +6,7 @@ import math
 import unittest
 import xml.etree.ElementTree
 
+from tests.testing import cases
 import allocators
 import markdown
 import page
@@ -132,7 +133,7 @@ class Running(unittest.TestCase):
                 return [(row, "ns_per_op", "ns", float(len(seen)))]
             return run.Job("micro", row, measure)
 
-        records, failed = run.run_all([job("x"), job("y")], self.names("A", "B", "C"), 2)
+        records, failed, _ = run.run_all([job("x"), job("y")], self.names("A", "B", "C"), 2)
         self.assertEqual(seen, ["xA", "xB", "xC"] * 2 + ["yA", "yB", "yC"] * 2)
         self.assertEqual(failed, set())
         first = [r for r in records if (r["row"], r["allocator"]) == ("x", "A")][0]
@@ -148,12 +149,25 @@ class Running(unittest.TestCase):
             return [("x", "ns_per_op", "ns", 1.0)]
 
         stream = io.StringIO()
-        records, failed = run.run_all([run.Job("micro", "x", measure)], self.names("A", "B"), 3,
-                                      run.Progress(6, stream))
+        records, failed, _ = run.run_all([run.Job("micro", "x", measure)], self.names("A", "B"), 3,
+                                         run.Progress(6, stream))
         self.assertEqual(failed, {("micro", "x", "B")})
         self.assertEqual([r["allocator"] for r in records], ["A"])
         self.assertEqual(calls.count("B"), 2)
         self.assertIn("crash", stream.getvalue())
+
+    def test_an_interrupt_keeps_the_rows_that_are_done(self):
+        def job(row):
+            def measure(allocator):
+                if (row, allocator.name) == ("y", "B"):
+                    raise KeyboardInterrupt
+                return [(row, "ns_per_op", "ns", 1.0)]
+            return run.Job("micro", row, measure)
+
+        records, failed, interrupted = run.run_all(
+            [job("x"), job("y"), job("z")], self.names("A", "B"), 2, run.Progress(12, io.StringIO()))
+        self.assertEqual([(r["row"], r["allocator"]) for r in records], [("x", "A"), ("x", "B")])
+        self.assertEqual((failed, interrupted), (set(), True))
 
     def test_the_object_that_malloc_came_from_is_checked(self):
         libc = allocators.Allocator("glibc")
@@ -176,6 +190,8 @@ class Running(unittest.TestCase):
             allocators.resolve("bad=/no/such/file.so", None, "/nonexistent")
         with self.assertRaises(allocators.AllocatorError):
             allocators.resolve("pcmalloc", None, "/nonexistent")
+        with self.assertRaises(allocators.AllocatorError):
+            allocators.resolve("mine=/no such/file.so", None, "/nonexistent")
 
 
 class Page(unittest.TestCase):
@@ -218,4 +234,4 @@ class Page(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    cases.main()

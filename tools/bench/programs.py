@@ -12,8 +12,8 @@ import os
 import subprocess
 from typing import Callable, Optional
 
-import debian
 import inputs
+import install
 import run
 import servers
 
@@ -197,14 +197,14 @@ def job(program, bin_dir, directory, scale):
     return run.Job("programs", program.name, measure)
 
 
-def jobs(bin_dir, quick, pattern, work_dir):
+def jobs(bin_dir, quick, pattern, work_dir, install_missing=True):
     """(jobs, notes); the notes name the programs that could not be had."""
     scale = 0.1 if quick else 1.0
     out, notes = [], []
     for program in PROGRAMS:
         if pattern is not None and not pattern.fullmatch(program.name):
             continue
-        reason = debian.ensure(program.packages)
+        reason = install.ensure(program.packages) if install_missing else None
         if reason is not None:
             notes.append("%s left out: %s" % (program.name, reason))
             continue

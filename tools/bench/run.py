@@ -40,6 +40,7 @@ class Job:
     row: str
     measure: Callable
     supports: Callable = lambda allocator: not allocator.static
+    memory: int = 0  # bytes that a run touches, where that is known beforehand
 
 
 def execute(argv, env, timeout=TIMEOUT_SECONDS):
@@ -116,7 +117,7 @@ def micro_job(bin_dir, row, min_time):
     return Job("micro", row, measure, supports=lambda allocator: True)
 
 
-def program_job(suite, bin_dir, binary, row, arguments, metrics=None):
+def program_job(suite, bin_dir, binary, row, arguments, metrics=None, memory=0):
     """A row of scale, memory or linearity."""
 
     def measure(allocator):
@@ -126,7 +127,7 @@ def program_job(suite, bin_dir, binary, row, arguments, metrics=None):
         check_object(allocator, malloc_object)
         return [r for r in results if metrics is None or r[1] in metrics]
 
-    return Job(suite, row, measure)
+    return Job(suite, row, measure, memory=memory)
 
 
 class Progress:
@@ -140,11 +141,13 @@ class Progress:
 
     def step(self, text):
         self.done += 1
+        spent = time.monotonic() - self.begin
+        left = spent / self.done * (self.total - self.done)
+        self.show("[%d/%d, %d s left] %s" % (self.done, self.total, left, text))
+
+    def show(self, text):
         if self.on:
-            spent = time.monotonic() - self.begin
-            left = spent / self.done * (self.total - self.done)
-            self.stream.write("\r\033[K[%d/%d, %d s left] %s" %
-                              (self.done, self.total, left, text))
+            self.stream.write("\r\033[K" + text)
             self.stream.flush()
 
     def message(self, text):
@@ -156,36 +159,56 @@ class Progress:
             self.stream.flush()
 
 
-def run_all(jobs, allocators, runs, progress=None):
-    """(records, failed). Round robin: each run of a row visits all allocators, A B C A B C.
+def run_all(jobs, allocators, runs, progress=None, warmer=None):
+    """(records, failed, interrupted). Round robin: each run of a row visits all allocators, A B C A
+    B C.
 
     So what drifts on the machine hits all of them alike. `failed` is a set of (suite, row,
     allocator); an allocator that failed a row is not tried on it again and has no record there.
+    `warmer` (warm.py) sees to the memory that a run will find free. An interrupt ends the runs; the
+    row that it hits has no record.
     """
     progress = progress or Progress(0)
-    values, failed = {}, set()
+    values, failed, interrupted = {}, set(), False
     for job in jobs:
         chosen = [a for a in allocators if job.supports(a)]
-        for number in range(runs):
-            for allocator in chosen:
-                progress.step("%s %s %s run %d/%d" %
-                              (job.suite, job.row, allocator.name, number + 1, runs))
-                if (job.suite, job.row, allocator.name) in failed:
-                    continue
-                try:
-                    results = job.measure(allocator)
-                except (RunError, ValueError, KeyError) as error:
-                    failed.add((job.suite, job.row, allocator.name))
-                    progress.message("FAILED %s %s %s: %s" %
-                                     (job.suite, job.row, allocator.name, error))
-                    continue
-                for row, metric, unit, value in results:
-                    key = (job.suite, row, metric, unit, allocator.name)
-                    values.setdefault(key, (job.row, []))[1].append(value)
+        try:
+            found = run_job(job, chosen, runs, failed, progress, warmer)
+        except KeyboardInterrupt:
+            progress.message("interrupted")
+            interrupted = True
+            break
+        values.update(found)
     progress.finish()
     records = [
         stats.record(suite, row, name, metric, unit, samples)
         for (suite, row, metric, unit, name), (job_row, samples) in values.items()
         if (suite, job_row, name) not in failed
     ]
-    return records, failed
+    return records, failed, interrupted
+
+
+def run_job(job, allocators, runs, failed, progress, warmer):
+    """{(suite, row, metric, unit, allocator): (the job's row, values)} of one row; adds to `failed`."""
+    values = {}
+    for number in range(runs):
+        for allocator in allocators:
+            progress.step("%s %s %s run %d/%d" %
+                          (job.suite, job.row, allocator.name, number + 1, runs))
+            if (job.suite, job.row, allocator.name) in failed:
+                continue
+            try:
+                if warmer:
+                    warmer.before(job)
+                results = job.measure(allocator)
+            except (RunError, ValueError, KeyError) as error:
+                failed.add((job.suite, job.row, allocator.name))
+                progress.message("FAILED %s %s %s: %s" %
+                                 (job.suite, job.row, allocator.name, error))
+                continue
+            if warmer:
+                warmer.after(job, results)
+            for row, metric, unit, value in results:
+                key = (job.suite, row, metric, unit, allocator.name)
+                values.setdefault(key, (job.row, []))[1].append(value)
+    return values

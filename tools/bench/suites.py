@@ -6,6 +6,7 @@ import re
 
 import programs
 import run
+import warm
 
 SUITES = ("micro", "scale", "memory", "linearity", "programs")
 
@@ -15,14 +16,6 @@ def listed(bin_dir, binary):
     argv += ["--benchmark_list_tests"] if binary == "micro" else ["list"]
     names = run.execute(argv, dict(os.environ, LD_PRELOAD="")).split()
     return [re.sub(r"/iterations:\d+$", "", name) for name in names]
-
-
-def memory_available():
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 30
 
 
 def micro(bin_dir, quick):
@@ -53,7 +46,7 @@ def memory(bin_dir, quick):
 
 def linearity(bin_dir, quick):
     """Heaps up to 8 GiB, as far as half of the free memory goes."""
-    largest = 64 if quick else memory_available() // 2 >> 20
+    largest = 64 if quick else warm.meminfo().get("MemAvailable", 1 << 30) // 2 >> 20
     jobs = []
     for row in listed(bin_dir, "linearity"):
         size = int(row.rsplit("/", 1)[1])
@@ -62,17 +55,20 @@ def linearity(bin_dir, quick):
         if row.startswith("spans/") and quick and size > 1000:
             continue
         arguments = ["operations=100000"] if quick else []
-        jobs.append(run.program_job("linearity", bin_dir, "linearity", row, arguments))
+        heap = (size << 20) * 5 // 4 if row.startswith("heap-MiB/") else 0
+        jobs.append(run.program_job("linearity", bin_dir, "linearity", row, arguments,
+                                    memory=heap))
     return jobs
 
 
-def jobs(names, bin_dir, quick, rows, work_dir):
+def jobs(names, bin_dir, quick, rows, work_dir, install_missing=True):
     """All jobs of the suites `names`; `rows` is a regular expression or empty. Also notes."""
     pattern = re.compile(rows) if rows else None
     out, notes = [], []
     for name in names:
         if name == "programs":
-            found, left_out = programs.jobs(bin_dir, quick, pattern, work_dir)
+            found, left_out = programs.jobs(bin_dir, quick, pattern, work_dir,
+                                            install_missing)
             notes += left_out
         else:
             found = {"micro": micro, "scale": scale, "memory": memory,

@@ -4,6 +4,8 @@
 import collections
 import re
 
+import archive
+
 ARCHES = ("x86_64", "arm64")
 DEBIAN_ARCH = {"x86_64": "amd64", "arm64": "arm64"}
 
@@ -64,18 +66,6 @@ def modern_enough_for_debug(release):
     return release >= FIRST_WITH_DEBUG
 
 
-def stanzas(text):
-    """The stanzas of a Packages file as dictionaries of their one-line fields."""
-    for block in text.split("\n\n"):
-        fields = {}
-        for line in block.split("\n"):
-            key, colon, value = line.partition(": ")
-            if colon and not key.startswith(" "):
-                fields[key] = value
-        if fields:
-            yield fields
-
-
 # The small "cloud" flavour: from 6.19 on linux-binary-* holds the image alone, and linux-image-*
 # next to nothing.
 _KERNEL = re.compile(r"linux-(image|binary)-\d.*-cloud-(amd64|arm64)(-unsigned)?$")
@@ -86,7 +76,7 @@ _KERNEL_16K = re.compile(r"linux-binary-\d.*-arm64-16k$")
 
 def kernels_in(text, base_url, suite):
     """Packages with a kernel image in one Packages file."""
-    for fields in stanzas(text):
+    for fields in archive.stanzas(text):
         name = fields.get("Package", "")
         if not (_KERNEL.match(name) or _KERNEL_16K.match(name)) or int(fields["Size"]) < 1000000:
             continue

@@ -18,6 +18,9 @@ import subprocess
 import sys
 import time
 
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(1, os.path.join(TREE, "tools", "debian"))
+
 import boot
 import catalogue
 import fetch
@@ -27,7 +30,6 @@ import keep
 import plan
 import report
 
-TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 CONFIG = {"x86_64": [], "arm64": ["--config=aarch64"]}
 OBJDUMP = {"x86_64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
 COMMENT = {"x86_64": b"#", "arm64": b"//"}  # of the disassembler
