@@ -39,11 +39,13 @@ struct ReleasePolicy {
   }
 
   // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
-  // for, so that the heap needs no more memory than at its height. Not for every little.
+  // for, so that the heap needs no more memory than at its height. Not for every little, and not
+  // where what went would only come back: `earned` is IdleBound's.
   static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
   static constexpr uint64_t kGrowthDivisor = 8;
-  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used) {
-    const uint64_t keep = used / kGrowthDivisor;
+  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used,
+                                           uint64_t earned) {
+    const uint64_t keep = used / kGrowthDivisor > earned ? used / kGrowthDivisor : earned;
     if (grown < kGrowthStep || idle <= keep) return 0;
     return grown < idle - keep ? grown : idle - keep;
   }
@@ -68,11 +70,17 @@ class IdleBound {
       : least_(least), most_(most), bytes_(least) {}
 
   constexpr uint64_t For(uint64_t used) const {
-    const uint64_t least = used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
+    const uint64_t least = Least(used);
     if (bytes_ <= least) return least;
     uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
     if (peak_ > used && peak_ - used > most) most = peak_ - used;
     return bytes_ > most ? most : bytes_;
+  }
+
+  // The same, but 0 before memory has been needed again.
+  constexpr uint64_t Earned(uint64_t used) const {
+    const uint64_t bytes = For(used);
+    return bytes > Least(used) ? bytes : 0;
   }
 
   // So much cold memory was taken, with which so much is used.
@@ -83,8 +91,7 @@ class IdleBound {
 
   // Too much was idle, and so much of it was returned.
   constexpr void Returned(uint64_t bytes, uint64_t used) {
-    const uint64_t least = used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
-    if (bytes_ < least) bytes_ = least;
+    if (bytes_ < Least(used)) bytes_ = Least(used);
     if (taken_ != 0) {  // breathing out again
       if (returned_ != 0 && taken_ >= returned_ / 2) {
         bytes_ += returned_ > bytes_ ? returned_ : bytes_;
@@ -103,6 +110,10 @@ class IdleBound {
   constexpr void Age(uint64_t used) { peak_ = used >= peak_ ? used : peak_ - (peak_ - used) / 8; }
 
  private:
+  constexpr uint64_t Least(uint64_t used) const {
+    return used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
+  }
+
   uint64_t least_;
   uint64_t most_;
   uint64_t bytes_;

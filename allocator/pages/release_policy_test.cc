@@ -16,11 +16,13 @@ TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
 
 TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   constexpr uint64_t kStep = ReleasePolicy::kGrowthStep;
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0), kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0), 10 * kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0, 0), kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0, 0), 10 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 0), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 8 * kStep), 2 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 10 * kStep), 0u);
 }
 
 TEST(IdleBoundTest, RisesWhileWhatWasReturnedIsTakenAgain) {
@@ -29,11 +31,13 @@ TEST(IdleBoundTest, RisesWhileWhatWasReturnedIsTakenAgain) {
   bound.Taken(1000, 0);
   bound.Returned(100, 0);
   EXPECT_EQ(bound.For(0), IdleBound::kLeast) << "nothing had been returned";
+  EXPECT_EQ(bound.Earned(0), 0u);
   for (int i = 0; i < 10; ++i) {
     bound.Taken(60, 0);
     for (int k = 0; k < 4; ++k) bound.Returned(25, 0);
   }
   EXPECT_EQ(bound.For(0), IdleBound::kMost);
+  EXPECT_EQ(bound.Earned(0), IdleBound::kMost);
   for (int i = 0; i < 10; ++i) {
     bound.Taken(40, 0);
     bound.Returned(100, 0);
@@ -56,6 +60,8 @@ TEST(IdleBoundTest, IsInProportionToTheHeap) {
   constexpr uint64_t kUsed = uint64_t{3200} << 20;
   IdleBound bound;
   EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kLeastDivisor);
+  bound.Returned(100, kUsed);
+  EXPECT_EQ(bound.Earned(kUsed), 0u);
   for (int i = 0; i < 10; ++i) {
     bound.Returned(100, kUsed);
     bound.Taken(100, kUsed);

@@ -312,7 +312,8 @@ uint64_t ExcessBytes() {
 
 uint64_t GrowthExcess() {
   if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
-  const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes());
+  const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes(),
+                                                        heap.idle_bound.Earned(UsedBytes()));
   heap.grown = 0;
   return excess;
 }
