@@ -21,6 +21,7 @@ constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
+constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it.
 int64_t Limit() {
@@ -53,10 +54,10 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
     bytes -= int64_t{before - after} * kClasses[c].size;
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
     // down.
-    void* items[kMaxBatch];
+    void* items[kStolenAtOnce];
     const uint32_t held = percpu::HeldBy(index, c);
     if (held <= after) continue;
-    const uint32_t surplus = held - after < kMaxBatch ? held - after : kMaxBatch;
+    const uint32_t surplus = held - after < kStolenAtOnce ? held - after : kStolenAtOnce;
     Return(c, items, percpu::PopBatch(c, items, surplus));
   }
 }

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
@@ -111,6 +112,36 @@ void* Emergency(unsigned size_class, Shortage shortage) {
   return EmergencyTake(size, alignment < kPageSize ? alignment : kPageSize);
 }
 
+// The batches, in functions of their own: what grows a class has one on the stack too, and the
+// stack may be a signal handler's.
+
+// Takes `wanted` objects from below: one for the caller, the rest into the slab.
+ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wanted) {
+  void* items[kMaxBatch];
+  Shortage shortage;
+  const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
+  if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
+  if (got == 1) {
+    Count(counters[index].refills_of_one);
+    return items[0];
+  }
+  Count(counters[index].refills);
+  Count(counters[index].refill_objects, got);
+  // The last is what a pop after a push of all would give.
+  const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
+  Return(size_class, items + pushed, got - 1 - pushed);
+  return items[got - 1];
+}
+
+// Gives `wanted` objects of the slab down.
+ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
+  void* items[kMaxBatch];
+  const uint32_t taken = percpu::PopBatch(size_class, items, wanted);
+  Count(counters[index].flushes);
+  Count(counters[index].flush_objects, taken);
+  Return(size_class, items, taken);
+}
+
 }  // namespace
 
 percpu::Geometry MakeGeometry() {
@@ -129,29 +160,18 @@ percpu::Geometry MakeCompactGeometry() {
 
 void* Allocate(unsigned size_class) {
   const int index = ReadyIndex();
-  Shortage shortage;
-  void* items[kMaxBatch];
+  void* item;
   if (index < 0) {
     Count(direct);
-    if (central::Take(size_class, items, 1, &shortage, NearShard()) == 1) return items[0];
+    Shortage shortage;
+    if (central::Take(size_class, &item, 1, &shortage, NearShard()) == 1) return item;
     return Emergency(size_class, shortage);
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
-  if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
+  if (percpu::PopBatch(size_class, &item, 1) == 1) return item;
   const uint32_t wanted =
       size_class >= kNumClasses ? 1 : BatchFor(size_class, Grow(index, size_class));
-  const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
-  if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
-  if (got == 1) {
-    Count(counters[index].refills_of_one);
-    return items[0];
-  }
-  Count(counters[index].refills);
-  Count(counters[index].refill_objects, got);
-  // The last is what a pop after a push of all would give.
-  const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
-  Return(size_class, items + pushed, got - 1 - pushed);
-  return items[got - 1];
+  return Refill(index, size_class, wanted);
 }
 
 void Deallocate(unsigned size_class, void* p) {
@@ -172,11 +192,7 @@ void Deallocate(unsigned size_class, void* p) {
     Return(size_class, &p, 1);
     return;
   }
-  void* items[kMaxBatch];
-  Count(counters[index].flushes);
-  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
-  Count(counters[index].flush_objects, taken);
-  Return(size_class, items, taken);
+  Flush(index, size_class, BatchFor(size_class, capacity));
   if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
 }
 
