@@ -7,7 +7,9 @@
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
+#include "allocator/front/demand.h"
 #include "allocator/front/locality.h"
+#include "allocator/front/per_cpu.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
@@ -21,18 +23,10 @@ constexpr size_t kMostBytesOfAClass = size_t{1} << 20;
 constexpr uint32_t kMostSlots = 2048;
 constexpr uint32_t kFewestSlots = 4;
 constexpr uint32_t kCompactSlots = 24;
-// Misses of a CPU whose class has all the slots of the compact geometry, before it is left.
+constexpr uint32_t kMiddleSlots = 128;
+// Misses of a CPU whose class deserves more slots than the geometry has, before it is left.
 constexpr uint32_t kCrampedMisses = 32;
 
-// Misses of one index; on a line of its own because every CPU counts its own.
-struct alignas(64) Counters {
-  std::atomic<uint64_t> refills{0};
-  std::atomic<uint64_t> refill_objects{0};
-  std::atomic<uint64_t> flushes{0};
-  std::atomic<uint64_t> flush_objects{0};
-  std::atomic<uint32_t> cramped{0};
-};
-constinit Counters counters[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> direct{0};
 constinit std::atomic<uint64_t> drains{0};
 
@@ -55,12 +49,6 @@ int ReadyIndex() {
   return index;
 }
 
-uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
-  const uint32_t half = capacity / 2 + 1;
-  const uint32_t batch = kClasses[size_class].batch;
-  return half < batch ? half : batch;
-}
-
 uint32_t SlotsFor(unsigned size_class) {
   const size_t slots = kMostBytesOfAClass / kClasses[size_class].size;
   return slots > kMostSlots     ? kMostSlots
@@ -68,20 +56,40 @@ uint32_t SlotsFor(unsigned size_class) {
                                 : static_cast<uint32_t>(slots);
 }
 
-// GrowCapacity, and the move to the wide geometry where that is what it takes.
-uint32_t Grow(int index, unsigned size_class) {
-  const uint32_t capacity = GrowCapacity(index, size_class);
-  if (capacity != kCompactSlots || percpu::CapacityOf(index, size_class).most != kCompactSlots ||
-      SlotsFor(size_class) == kCompactSlots) {
-    return capacity;
+percpu::Geometry AtMost(uint32_t slots) {
+  percpu::Geometry geometry = {};
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
+    const uint32_t wanted = SlotsFor(c);
+    geometry.capacity[c] = wanted < slots ? wanted : slots;
   }
-  std::atomic<uint32_t>& cramped = counters[index].cramped;
-  const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
-  cramped.store(misses, std::memory_order_relaxed);
-  if (misses < kCrampedMisses) return capacity;
-  cramped.store(0, std::memory_order_relaxed);
-  percpu::TryResize(index, MakeGeometry(), Return);
-  return capacity;
+  return geometry;
+}
+
+// What a miss is answered with.
+struct Answer {
+  uint32_t batch;  // objects to move
+  bool grown;      // there are more slots now
+};
+
+Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
+  const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
+  const Demand demand = NoteMiss(index, size_class, miss, capacity.now, SlotsFor(size_class));
+  uint32_t slots = capacity.now;
+  if (demand.grow) {
+    if (slots < capacity.most) {
+      slots = GrowCapacity(index, size_class);
+    } else {
+      std::atomic<uint32_t>& cramped = of_cpu[index].counters.cramped;
+      const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
+      const bool move = misses >= kCrampedMisses;
+      cramped.store(move ? 0 : misses, std::memory_order_relaxed);
+      if (move) {
+        percpu::TryResize(
+            index, capacity.most < kMiddleSlots ? AtMost(kMiddleSlots) : MakeGeometry(), Return);
+      }
+    }
+  }
+  return {BatchFor(size_class, slots, demand.one_way), slots > capacity.now};
 }
 
 void* Emergency(unsigned size_class, Shortage shortage) {
@@ -94,19 +102,9 @@ void* Emergency(unsigned size_class, Shortage shortage) {
 
 }  // namespace
 
-percpu::Geometry MakeGeometry() {
-  percpu::Geometry geometry = {};
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) geometry.capacity[c] = SlotsFor(c);
-  return geometry;
-}
+percpu::Geometry MakeGeometry() { return AtMost(kMostSlots); }
 
-percpu::Geometry MakeCompactGeometry() {
-  percpu::Geometry geometry = {};
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
-    geometry.capacity[c] = SlotsFor(c) < kCompactSlots ? SlotsFor(c) : kCompactSlots;
-  }
-  return geometry;
-}
+percpu::Geometry MakeCompactGeometry() { return AtMost(kCompactSlots); }
 
 void* Allocate(unsigned size_class) {
   const int index = ReadyIndex();
@@ -119,11 +117,11 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
-  const uint32_t wanted = BatchFor(size_class, Grow(index, size_class));
+  const uint32_t wanted = AnswerMiss(index, size_class, Miss::kEmpty).batch;
   const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
-  Count(counters[index].refills);
-  Count(counters[index].refill_objects, got);
+  Count(of_cpu[index].counters.refills);
+  Count(of_cpu[index].counters.refill_objects, got);
   // The last is what a pop after a push of all would give.
   if (got > 1) {
     const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
@@ -140,13 +138,12 @@ void Deallocate(unsigned size_class, void* p) {
     return;
   }
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
-  const uint32_t before = percpu::CapacityOf(index, size_class).now;
-  const uint32_t capacity = Grow(index, size_class);
-  if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  const Answer answer = AnswerMiss(index, size_class, Miss::kFull);
+  if (answer.grown && percpu::PushBatch(size_class, &p, 1) == 1) return;
   void* items[kMaxBatch];
-  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
-  Count(counters[index].flushes);
-  Count(counters[index].flush_objects, taken);
+  const uint32_t taken = percpu::PopBatch(size_class, items, answer.batch);
+  Count(of_cpu[index].counters.flushes);
+  Count(of_cpu[index].counters.flush_objects, taken);
   Return(size_class, items, taken);
   if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
 }
@@ -174,10 +171,10 @@ void Trim() {
 Stats ReadStats() {
   Stats stats = {};
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    stats.refills += counters[i].refills.load(std::memory_order_relaxed);
-    stats.refill_objects += counters[i].refill_objects.load(std::memory_order_relaxed);
-    stats.flushes += counters[i].flushes.load(std::memory_order_relaxed);
-    stats.flush_objects += counters[i].flush_objects.load(std::memory_order_relaxed);
+    stats.refills += of_cpu[i].counters.refills.load(std::memory_order_relaxed);
+    stats.refill_objects += of_cpu[i].counters.refill_objects.load(std::memory_order_relaxed);
+    stats.flushes += of_cpu[i].counters.flushes.load(std::memory_order_relaxed);
+    stats.flush_objects += of_cpu[i].counters.flush_objects.load(std::memory_order_relaxed);
     stats.capacity_bytes += BudgetUsed(static_cast<int>(i));
     for (unsigned c = 1; c < kNumCachedClasses; ++c) {
       const uint64_t bytes = uint64_t{percpu::HeldBy(static_cast<int>(i), c)} * kClasses[c].size;
