@@ -29,13 +29,13 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
 Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
                 uint64_t (*clock)()) {
   PerCpu& state = of_cpu[index];
-  std::atomic<uint8_t>& entry = state.runs[size_class];
+  uint8_t* const entry = &state.runs[size_class];
   const uint8_t kind = miss == Miss::kFull ? kFullBit : 0;
-  const uint8_t before = entry.load(std::memory_order_relaxed);
+  const uint8_t before = __atomic_load_n(entry, __ATOMIC_RELAXED);
   const uint8_t run = before & kLongestRun;
   const bool turned = (before & kFullBit) != kind;
   const uint8_t now = turned ? 1 : run < kLongestRun ? run + 1 : run;
-  entry.store(kind | now, std::memory_order_relaxed);
+  __atomic_store_n(entry, static_cast<uint8_t>(kind | now), __ATOMIC_RELAXED);
 
   Demand demand = {capacity < most, now >= kOneWay};
   if (capacity < kFirstCapacity || capacity >= most) return demand;

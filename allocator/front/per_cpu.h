@@ -40,8 +40,9 @@ struct alignas(64) PerCpu {
   Counters counters;
   Books books;
   MissRate rate;
-  // For each class: its last miss, and how many of that kind there were on end.
-  std::atomic<uint8_t> runs[kNumCachedClasses]{};
+  // For each class: its last miss, and how many of that kind there were on end. (No std::atomic: clang
+  // gives up on a million constructors.)
+  uint8_t runs[kNumCachedClasses]{};
 };
 
 static_assert(sizeof(PerCpu) == 256);
