@@ -306,6 +306,7 @@ uint64_t CentralList::UnitsToReturn(unsigned size_class, const Span* span, size_
   }
   const unsigned shift = central::HoleShift(span);
   const size_t units = (shortest + (size_t{1} << shift) - 1) >> shift;
+  if (!central::MayHaveFreeUnits(span, units << shift)) return 0;
   return central::LongRuns(central::FreeUnits(span, shift) & ~span->holes,
                            static_cast<unsigned>(units));
 }

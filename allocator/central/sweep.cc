@@ -20,6 +20,9 @@ constexpr uint64_t kLeastIdle = uint64_t{16} << 20;
 constexpr uint64_t kMostIdle = uint64_t{64} << 20;
 constexpr uint64_t kIdleWithoutDecay = uint64_t{1} << 20;
 
+// A round that returns less than this part of what it should was in vain.
+constexpr uint64_t kFruitful = 8;
+
 // Refusals (locked memory, for one) after which a round is over.
 constexpr int kMostRefusals = 16;
 
@@ -49,6 +52,7 @@ struct Sweep {
   Round excess;
   Round old;
   IdleBound bound{kLeastIdle, kMostIdle};
+  bool fruitful = true;   // the last round for excess was
   uint64_t refilled = 0;  // CentralList::RefilledBytes() when the last round for excess ended
   IdleClock clock;
   // Set while a span is away, for a fork's child, and the class it is of.
@@ -137,22 +141,24 @@ uint64_t Bound() {
   return GetConfig().decay == 0 ? kIdleWithoutDecay : sweep.bound.For(UsedBytes());
 }
 
-// The next round makes sense when idle memory has become more, or much less and then more.
-void WaitForMore() {
-  const uint64_t bound = Bound();
+// The next round makes sense when idle memory has become so much more, or less and then more.
+void WaitForMore(uint64_t bound, uint64_t more) {
   const uint64_t idle = CentralList::IdleBytes();
   const bool much = idle > bound;
-  sweep_if.low.store(much ? idle - bound / 4 : 0, std::memory_order_relaxed);
-  sweep_if.width.store(much ? bound / 2 : bound, std::memory_order_relaxed);
+  sweep_if.low.store(much ? idle - more : 0, std::memory_order_relaxed);
+  sweep_if.width.store(much ? 2 * more : bound, std::memory_order_relaxed);
 }
 
 // What the round has to say about the bound.
-void EndExcess() {
+void EndExcess(uint64_t wanted) {
   const uint64_t refilled = CentralList::RefilledBytes();
   sweep.bound.Taken(refilled - sweep.refilled);
   sweep.bound.Returned(sweep.excess.returned, UsedBytes());
   sweep.refilled = refilled;
-  WaitForMore();
+  // Small blocks that lie scattered leave no page without one, and a look at all of them is not free.
+  const uint64_t bound = Bound();
+  sweep.fruitful = sweep.excess.returned >= wanted / kFruitful;
+  WaitForMore(bound, sweep.fruitful ? bound / 4 : bound);
 }
 
 }  // namespace
@@ -166,16 +172,16 @@ void SweepSome() {
     const uint64_t idle = CentralList::IdleBytes();
     const bool less = idle < sweep_if.low.load(std::memory_order_relaxed);
     if (less || idle <= bound) {
-      WaitForMore();
+      WaitForMore(bound, sweep.fruitful ? bound / 4 : bound);
     } else {
       sweep.excess.Begin(ReleasePolicy::BytesToReturn(idle, bound));
       sweep_if.low.store(0, std::memory_order_relaxed);
       sweep_if.width.store(0, std::memory_order_relaxed);
     }
   }
-  if (sweep.excess.on()) {
+  if (const uint64_t wanted = sweep.excess.wanted) {
     Go(sweep.excess, kTooMuch);
-    if (!sweep.excess.on()) EndExcess();
+    if (!sweep.excess.on()) EndExcess(wanted);
   }
   sweep.lock.Release();
 }
