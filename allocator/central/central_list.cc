@@ -287,10 +287,10 @@ void CentralList::Refill(Span* span, void* const* objects, uint32_t n) {
 
 void CentralList::FillHoles(Span* span, uint64_t units) {
   if (units == 0) return;
-  const uint64_t bytes = central::BytesOf(span, units);
   span->holes &= ~units;
-  PageHeap::NoteHoles(-static_cast<int64_t>(bytes));
-  idle_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+  PageHeap::NoteHoles(-static_cast<int64_t>(central::BytesOf(span, units)));
+  idle_bytes.fetch_add(static_cast<int64_t>(central::ObjectBytesOf(span, units)),
+                       std::memory_order_relaxed);
 }
 
 // Needs the lock. Under it what is this class's stays so, but for a span that is all free: that one is
@@ -336,7 +336,8 @@ void CentralList::Attach(Span* span, uint64_t holes) {
     PageHeap::NoteHoles(bytes);
     span->away = false;
     span->holes |= holes;
-    idle_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+    idle_bytes.fetch_sub(static_cast<int64_t>(central::ObjectBytesOf(span, holes)),
+                         std::memory_order_relaxed);
     if (span->free_objects == span->objects) {
       const uint32_t size = span->object_size;
       BookFree(-int64_t{Leave(span, &emptied)}, size);

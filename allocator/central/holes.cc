@@ -69,6 +69,18 @@ uint64_t FreeUnits(const Span* span, unsigned shift) {
   return units;
 }
 
+uint64_t ObjectBytesOf(const Span* span, uint64_t units) {
+  const unsigned shift = HoleShift(span);
+  const uintptr_t base = HoleBase(span, shift);
+  const uintptr_t end = span->start + uintptr_t{span->objects} * span->object_size;
+  const unsigned last = static_cast<unsigned>((end - base) >> shift);  // the unit of the end
+  const uint64_t bytes = BytesOf(span, units);
+  if (last >= 64) return bytes;
+  const uint64_t behind = units & (~uint64_t{0} << last);
+  const uint64_t before = end - base - (uint64_t{last} << shift);  // of that unit
+  return bytes - BytesOf(span, behind) + ((behind >> last & 1) != 0 ? before : 0);
+}
+
 uint64_t LongRuns(uint64_t units, unsigned shortest) {
   uint64_t runs = 0;
   while (units != 0) {

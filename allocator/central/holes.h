@@ -54,6 +54,9 @@ inline uint64_t BytesOf(const Span* span, uint64_t units) {
   return static_cast<uint64_t>(absl::popcount(units)) << HoleShift(span);
 }
 
+// The same without what lies behind the last object, which is neither free nor in use.
+uint64_t ObjectBytesOf(const Span* span, uint64_t units);
+
 // Those bits of `units` that lie in runs of `shortest` or more.
 uint64_t LongRuns(uint64_t units, unsigned shortest);
 

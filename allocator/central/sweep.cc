@@ -18,6 +18,8 @@ constexpr size_t kBreakAt = Stretch::kBytes / 8;  // bytes of a hugepage that ca
 // What may be idle whatever the heap's size; and where nothing is to be.
 constexpr uint64_t kLeastIdle = uint64_t{16} << 20;
 constexpr uint64_t kMostIdle = uint64_t{64} << 20;
+// Of what is in use, in a heap that breathes: holes come in 8 KiB, a call and a fault or two each.
+constexpr uint64_t kMostIdleDivisor = 2;
 constexpr uint64_t kIdleWithoutDecay = uint64_t{1} << 20;
 
 // A round that returns less than this part of what it should was in vain.
@@ -51,7 +53,7 @@ struct Sweep {
   RankedLock<LockRank::kSweep> lock;
   Round excess;
   Round old;
-  IdleBound bound{kLeastIdle, kMostIdle};
+  IdleBound bound{kLeastIdle, kMostIdle, kMostIdleDivisor};
   bool fruitful = true;   // the last round for excess was
   uint64_t refilled = 0;  // CentralList::RefilledBytes() when the last round for excess ended
   IdleClock clock;

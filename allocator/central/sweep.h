@@ -7,14 +7,15 @@
 //                                    ^ the sweep goes round, some spans at a time
 //
 //   Three occasions, as for whole spans (allocator/pages):
-//   - too much is idle inside of spans: above an eighth of what is in use, or 16 MiB, more where what
-//     was returned is needed again; runs of 8 KiB or more go, down to half of that;
+//   - too much is idle inside of spans: above a 32nd of what is in use, or 16 MiB (up to half, or 64
+//     MiB, where what was returned is needed again); runs of 8 KiB or more go, down to half of that.
+//     A round in vain puts off the next one;
 //   - it has been idle for long: by age, runs of 4 KiB or more;
 //   - somebody asks for all of it.
 //   A hugepage is broken up only if an eighth of it can go, or for who asks for all.
 //
 // Invariants: one sweep at a time; a thread that finds another at it goes on without. No lock is held
-//   during the system calls but the sweep's own, which no path of malloc or free waits for.
+//   during the system calls but the sweep's own, which malloc and free wait for only above a limit.
 // Cost: SweepIfDue: two loads if nothing is due. A span looked at: some 100 ns; a run returned: a
 //   system call.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_SWEEP_H_

@@ -63,6 +63,19 @@ class Heap {
     }
     list_ = kept;
   }
+  // One in `every`.
+  void FreeSome(size_t every) {
+    std::vector<Block> kept;
+    for (size_t i = 0; i < list_.size(); ++i) {
+      if (i % every != 0) {
+        kept.push_back(list_[i]);
+        continue;
+      }
+      Give(list_[i]);
+      SweepIfDue();
+    }
+    list_ = kept;
+  }
   void Check() const {
     for (const Block& block : list_) {
       const unsigned char* const bytes = static_cast<const unsigned char*>(block.p);
@@ -236,6 +249,47 @@ TEST(SweepTest, AllOfItOnRequest) {
     EXPECT_EQ(ReturnHoles(), 0u) << "the same memory twice";
     heap.FreeBut(0);
     EXPECT_EQ(PageHeap::HoleBytes(), 0u);
+  });
+}
+
+// What lies behind a span's last object goes with it, but was not idle before.
+TEST(SweepTest, HolesOfOneClassDoNotHideWhatIsIdleInAnother) {
+  InChild([] {
+    ParseConfig("thp:never,decay:never");
+    Heap heap;
+    const unsigned c = SizeClassOf(122'880);  // four in a span, and 32 KiB
+    heap.Fill(c, 64 * ClassSize(c));
+    heap.FreeBut(4);
+    ReturnHoles();
+    ASSERT_GT(PageHeap::HoleBytes(), 16 * SpanPages(c) * kPageSize / 2);
+    Heap other;
+    other.Fill(PageClass(), 2 * kMiB);
+    other.FreeBut(16);
+    EXPECT_GE(CentralList::IdleBytes(), 2 * kMiB / 16 * 15);
+    other.FreeBut(0);
+    heap.FreeBut(0);
+    EXPECT_EQ(PageHeap::HoleBytes(), 0u);
+    EXPECT_EQ(CentralList::IdleBytes(), 0u);
+  });
+}
+
+// A heap of which a part is freed and needed again, over and over: the kernel's work for it would be
+// many times that of malloc and free.
+TEST(SweepTest, WhatTheHeapBreathesWithStays) {
+  InChild([] {
+    ParseConfig("thp:never,decay:never");
+    const unsigned c = SizeClassOf(2 * os::KernelPageSize());
+    Heap heap;
+    heap.Fill(c, 288 * kMiB);
+    uint64_t refilled = 0;
+    for (int i = 0; i < 12; ++i) {
+      if (i == 8) refilled = CentralList::RefilledBytes();
+      heap.FreeSome(4);
+      heap.Fill(c, 72 * kMiB);
+    }
+    EXPECT_GT(refilled, 0u);
+    EXPECT_EQ(CentralList::RefilledBytes(), refilled);
+    heap.FreeBut(0);
   });
 }
 

@@ -61,12 +61,13 @@ class IdleBound {
   static constexpr uint64_t kLeastDivisor = 32;
   static constexpr uint64_t kMostDivisor = ReleasePolicy::kIdleDivisor;
 
-  constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost)
-      : least_(least), most_(most), bytes_(least) {}
+  constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost,
+                               uint64_t most_divisor = kMostDivisor)
+      : least_(least), most_(most), most_divisor_(most_divisor), bytes_(least) {}
 
   constexpr uint64_t For(uint64_t used) const {
     const uint64_t least = used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
-    const uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
+    const uint64_t most = used / most_divisor_ > most_ ? used / most_divisor_ : most_;
     return bytes_ < least ? least : bytes_ > most ? most : bytes_;
   }
 
@@ -88,6 +89,7 @@ class IdleBound {
  private:
   uint64_t least_;
   uint64_t most_;
+  uint64_t most_divisor_;
   uint64_t bytes_;
   uint64_t returned_ = 0;  // since memory was last taken
   uint64_t taken_ = 0;     // since memory was last returned

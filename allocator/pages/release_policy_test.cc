@@ -62,6 +62,12 @@ TEST(IdleBoundTest, IsInProportionToTheHeap) {
   }
   EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kMostDivisor);
   EXPECT_EQ(bound.For(0), IdleBound::kMost);
+  IdleBound wide{IdleBound::kLeast, IdleBound::kMost, 2};
+  for (int i = 0; i < 10; ++i) {
+    wide.Returned(100, kUsed);
+    wide.Taken(100);
+  }
+  EXPECT_EQ(wide.For(kUsed), kUsed / 2);
 }
 
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
