@@ -25,7 +25,10 @@ uint64_t CachedBytes(const observe::Snapshot& s) {
 }
 
 // Bytes that are free in some layer but not with the operating system.
-uint64_t FreeBytes(const observe::Snapshot& s) { return s.pages.free_bytes + CachedBytes(s); }
+uint64_t FreeBytes(const observe::Snapshot& s) {
+  const uint64_t bytes = s.pages.free_bytes + CachedBytes(s);
+  return bytes > s.pages.hole_bytes ? bytes - s.pages.hole_bytes : 0;
+}
 
 uint64_t UsedBytes(const observe::Snapshot& s) {
   const uint64_t held = s.pages.small_bytes + s.pages.large_bytes;
@@ -55,7 +58,7 @@ PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) __asm__("mallinfo2");
 PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) {
   const pcmalloc::observe::Snapshot s = Now();
   PcmMallinfo2 info = {};
-  info.arena = s.pages.small_bytes + s.pages.free_bytes;
+  info.arena = s.pages.small_bytes - s.pages.hole_bytes + s.pages.free_bytes;
   info.ordblks = s.pages.spans;
   info.hblkhd = s.pages.large_bytes - s.front.held_large_bytes;
   info.fsmblks = CachedBytes(s);

@@ -353,21 +353,26 @@ void CentralList::Refill(Span* span, void* const* objects, uint32_t n) {
 
 void CentralList::FillHoles(Span* span, uint64_t units) {
   if (units == 0) return;
-  const uint64_t bytes = central::BytesOf(span, units);
   span->holes &= ~units;
-  PageHeap::NoteHoles(-static_cast<int64_t>(bytes));
-  idle_bytes.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+  PageHeap::NoteHoles(-static_cast<int64_t>(central::BytesOf(span, units)));
+  idle_bytes.fetch_add(static_cast<int64_t>(central::ObjectBytesOf(span, units)),
+                       std::memory_order_relaxed);
 }
 
-// Needs the lock. What is this class's under it stays so; a span that is all free is on its way to
-// the page heap.
+// Needs the lock. Under it what is this class's stays so, but for a span that is all free: that one is
+// on its way to the page heap, and may serve another class a moment later. So whose the span is has to
+// be read after what says that it is not such a one.
 uint64_t CentralList::UnitsToReturn(unsigned size_class, const Span* span, size_t shortest) {
-  if (span->state != SpanState::kSmall || span->size_class != size_class || span->away ||
-      span->free_objects == 0 || span->free_objects == span->objects) {
+  const uint16_t free_objects = __atomic_load_n(&span->free_objects, __ATOMIC_RELAXED);
+  const uint16_t objects = __atomic_load_n(&span->objects, __ATOMIC_RELAXED);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (free_objects == 0 || free_objects == objects || span->state != SpanState::kSmall ||
+      span->size_class != size_class || span->away) {
     return 0;
   }
   const unsigned shift = central::HoleShift(span);
   const size_t units = (shortest + (size_t{1} << shift) - 1) >> shift;
+  if (!central::MayHaveFreeUnits(span, units << shift)) return 0;
   return central::LongRuns(central::FreeUnits(span, shift) & ~span->holes,
                            static_cast<unsigned>(units));
 }
@@ -390,14 +395,16 @@ bool CentralList::Detach(unsigned size_class, Span* span, size_t shortest, uint6
 
 void CentralList::Attach(Span* span, uint64_t holes) {
   const int64_t bytes = static_cast<int64_t>(central::BytesOf(span, holes));
-  PageHeap::NoteHoles(bytes);
   Span* emptied = nullptr;
   {
     LockHolder held(lock_);
     PCMALLOC_CHECK(held);
+    // All of it under the lock: a fork in between would leave its child with figures that are off.
+    PageHeap::NoteHoles(bytes);
     span->away = false;
     span->holes |= holes;
-    idle_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+    idle_bytes.fetch_sub(static_cast<int64_t>(central::ObjectBytesOf(span, holes)),
+                         std::memory_order_relaxed);
     if (span->free_objects == span->objects) {
       const uint32_t size = span->object_size;
       BookFree(-int64_t{Leave(span, &emptied)}, size);
@@ -409,6 +416,8 @@ void CentralList::Attach(Span* span, uint64_t holes) {
 }
 
 void CentralList::Recover(Span* span) {
+  // What has the lock otherwise may be in the middle of a change.
+  if (!lock_.HeldForFork()) return;
   span->away = false;
   Insert(span);
 }

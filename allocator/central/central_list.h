@@ -60,7 +60,8 @@ class CentralList {
   bool Detach(unsigned size_class, Span* span, size_t shortest, uint64_t* units);
   // Puts it back; the memory of `holes` was returned.
   void Attach(Span* span, uint64_t holes);
-  // The same in the child of a fork that has this list's lock. None was returned, or nobody knows.
+  // The same in the child of a fork, if that has this list's lock: else the span stays away for good.
+  // None was returned, or nobody knows.
   void Recover(Span* span);
 
   // Bytes of free objects of all lists that have memory: what is idle here. While others are at it

@@ -356,5 +356,26 @@ TEST(CentralList, ASpanThatWasAwayServesAgain) {
   EXPECT_EQ(list.spans(), 0u);
 }
 
+// A fork from a handler that interrupted this list's owner does not get the lock: what the owner was
+// changing, and goes on with in the child, is not to be touched.
+TEST(CentralList, ASpanThatWasAwayComesBackToAListAtRestOnly) {
+  CentralList list;
+  const unsigned c = SizeClassOf(4096);
+  const uint32_t n = ObjectsInASpan(c);
+  std::vector<void*> objects = TakeSome(list, c, n);
+  Span* const span = SpanOf(objects[0]);
+  ASSERT_EQ(list.Give(c, objects.data(), n / 2), n / 2);
+  uint64_t units = 0;
+  ASSERT_TRUE(list.Detach(c, span, 1, &units));
+  list.Recover(span);
+  EXPECT_TRUE(span->away);
+  ASSERT_TRUE(list.LockForFork());
+  list.Recover(span);
+  EXPECT_FALSE(span->away);
+  list.UnlockAfterFork(true);
+  ASSERT_EQ(list.Give(c, objects.data() + n / 2, n - n / 2), n - n / 2);
+  EXPECT_EQ(list.spans(), 0u);
+}
+
 }  // namespace
 }  // namespace pcmalloc

@@ -31,6 +31,25 @@ unsigned HoleShift(const Span* span) {
   return span->bytes() >> kUnitsShift == 0 || covers < page ? page : covers;
 }
 
+bool MayHaveFreeUnits(const Span* span, size_t bytes) {
+  // What lies behind the last object is free without one.
+  const size_t tail = span->bytes() - size_t{span->objects} * span->object_size;
+  if (bytes <= tail) return true;
+  const size_t objects = (bytes - tail) / span->object_size;
+  // Of so many in a row half lie in one word, if they do not fill one.
+  const unsigned least = objects >= 127 ? 64 : static_cast<unsigned>(objects + 1) / 2;
+  for (uint32_t word = 0; word * 64 < span->objects; ++word) {
+    uint64_t runs = span->free_bits[word];  // where `length` bits in a row begin
+    for (unsigned length = 1; length < least && runs != 0;) {
+      const unsigned step = length < least - length ? length : least - length;
+      runs &= runs >> step;
+      length += step;
+    }
+    if (runs != 0) return true;
+  }
+  return false;
+}
+
 uint64_t FreeUnits(const Span* span, unsigned shift) {
   const uintptr_t base = HoleBase(span, shift);
   const uintptr_t unit = uintptr_t{1} << shift;
@@ -48,6 +67,18 @@ uint64_t FreeUnits(const Span* span, unsigned shift) {
     begin = Next(span, end, true);
   }
   return units;
+}
+
+uint64_t ObjectBytesOf(const Span* span, uint64_t units) {
+  const unsigned shift = HoleShift(span);
+  const uintptr_t base = HoleBase(span, shift);
+  const uintptr_t end = span->start + uintptr_t{span->objects} * span->object_size;
+  const unsigned last = static_cast<unsigned>((end - base) >> shift);  // the unit of the end
+  const uint64_t bytes = BytesOf(span, units);
+  if (last >= 64) return bytes;
+  const uint64_t behind = units & (~uint64_t{0} << last);
+  const uint64_t before = end - base - (uint64_t{last} << shift);  // of that unit
+  return bytes - BytesOf(span, behind) + ((behind >> last & 1) != 0 ? before : 0);
 }
 
 uint64_t LongRuns(uint64_t units, unsigned shortest) {

@@ -65,6 +65,7 @@ TEST(HolesTest, UnitsCoverEverySpan) {
 TEST(HolesTest, FreeUnitsAreThoseWithoutAnObjectInUse) {
   std::mt19937_64 random(1);
   int some = 0;
+  int found = 0, suspected = 0, ruled_out = 0;
   for (unsigned c = 1; c < kNumClasses; ++c) {
     for (int round = 0; round < 60; ++round) {
       // Anywhere between the borders of units.
@@ -85,9 +86,17 @@ TEST(HolesTest, FreeUnitsAreThoseWithoutAnObjectInUse) {
             << "class " << c << ", unit " << unit << ", round " << round;
       }
       some += units != 0 && units != ~uint64_t{0};
+      for (unsigned length = 1; length <= 16; ++length) {
+        const bool there = LongRuns(units, length) != 0;
+        const bool may_be = MayHaveFreeUnits(&span, size_t{length} << shift);
+        ASSERT_TRUE(may_be || !there) << "class " << c << ", " << length << ", round " << round;
+        (there ? found : may_be ? suspected : ruled_out) += 1;
+      }
     }
   }
   EXPECT_GT(some, 1000);
+  EXPECT_GT(found, 1000);
+  EXPECT_GT(ruled_out, 2 * suspected);
 }
 
 TEST(HolesTest, UnitsOfABlockAreThoseItTouches) {

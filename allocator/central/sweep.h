@@ -15,7 +15,7 @@
 //   A hugepage is broken up only if an eighth of it can go, or for who asks for all.
 //
 // Invariants: one sweep at a time; a thread that finds another at it goes on without. No lock is held
-//   during the system calls but the sweep's own, which no path of malloc or free waits for.
+//   during the system calls but the sweep's own, which malloc and free wait for only above a limit.
 // Cost: SweepIfDue: two loads if nothing is due. A span looked at: some 100 ns; a run returned: a
 //   system call.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_SWEEP_H_

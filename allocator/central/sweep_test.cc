@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <atomic>
 #include <random>
+#include <set>
 #include <thread>
 #include <vector>
 
+#include "allocator/central/holes.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
@@ -274,6 +276,27 @@ TEST(SweepTest, AllOfItOnRequest) {
   });
 }
 
+// What lies behind a span's last object goes with it, but was not idle before.
+TEST(SweepTest, HolesOfOneClassDoNotHideWhatIsIdleInAnother) {
+  InChild([] {
+    ParseConfig("thp:never,decay:never");
+    Heap heap;
+    const unsigned c = SizeClassOf(122'880);  // four in a span, and 32 KiB
+    heap.Fill(c, 64 * ClassSize(c));
+    heap.FreeBut(4);
+    ReturnHoles();
+    ASSERT_GT(PageHeap::HoleBytes(), 16 * SpanPages(c) * kPageSize / 2);
+    Heap other;
+    other.Fill(PageClass(), 2 * kMiB);
+    other.FreeBut(16);
+    EXPECT_GE(CentralList::IdleBytes(), 2 * kMiB / 16 * 15);
+    other.FreeBut(0);
+    heap.FreeBut(0);
+    EXPECT_EQ(PageHeap::HoleBytes(), 0u);
+    EXPECT_EQ(CentralList::IdleBytes(), 0u);
+  });
+}
+
 TEST(SweepTest, LockedMemoryStaysAndIsNotAskedForForever) {
   InChild([] {
     ParseConfig("thp:never");
@@ -380,6 +403,45 @@ TEST(SweepTest, NothingInUseIsLost) {
   });
 }
 
+// Span objects serve one class after the other while the sweep still thinks of them as what they were
+// when it found them.
+TEST(SweepTest, ASpanThatServesAnotherClassMeanwhileIsLeftAlone) {
+  InChild([] {
+    ParseConfig("thp:never");
+    std::atomic<bool> stop{false};
+    std::thread sweeper([&] {
+      while (!stop.load()) ReturnHoles();
+    });
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back([t] {
+        std::mt19937_64 random(static_cast<uint64_t>(t));
+        constexpr size_t kSizes[] = {4096, 4608, 5120, 6144, 7168, 8192};
+        std::vector<void*> blocks(6);
+        const uint64_t begin = os::CoarseMilliseconds();
+        while (os::CoarseMilliseconds() - begin < 1'000) {
+          const unsigned c = SizeClassOf(kSizes[random() % 6]);
+          Shortage shortage;
+          ASSERT_EQ(lists[c].Take(c, blocks.data(), 6, &shortage), 6u);
+          for (void* p : blocks) memset(p, t + 1, ClassSize(c));
+          for (const void* p : blocks) {
+            const char* const bytes = static_cast<const char*>(p);
+            for (size_t k = 0; k < ClassSize(c); k += 64) ASSERT_EQ(bytes[k], t + 1);
+          }
+          ASSERT_EQ(lists[c].Give(c, blocks.data(), 6), 6u);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    stop = true;
+    sweeper.join();
+    EXPECT_EQ(PageHeap::Stats().spans, 0u);
+    EXPECT_EQ(PageHeap::HoleBytes(), 0u);
+    EXPECT_EQ(CentralList::IdleBytes(), 0u);
+    CheckPageHeap();
+  });
+}
+
 // A span that was away when its process forked is not lost to the child.
 TEST(SweepTest, AForksChildHasAllSpans) {
   InChild([] {
@@ -409,9 +471,14 @@ TEST(SweepTest, AForksChildHasAllSpans) {
       if (child == 0) {
         PageHeap::UnlockAfterFork(true);
         UnlockAfterFork(true);
-        for (const Block& block : heap.blocks()) {
-          if (SpanOf(block.p)->away) _exit(3);
+        std::set<const Span*> spans;
+        for (const Block& block : heap.blocks()) spans.insert(SpanOf(block.p));
+        uint64_t holes = 0;
+        for (const Span* span : spans) {
+          if (span->away) _exit(3);
+          holes += BytesOf(span, span->holes);
         }
+        if (holes != PageHeap::HoleBytes()) _exit(4);
         // In flight may be what the other thread had taken, nothing more.
         ReturnHoles();
         _exit(0);

@@ -17,6 +17,15 @@ uint64_t FootprintBytes() {
   return UsedBytes() + maps + heap.store.bytes() + Bytes(IdlePages() + heap.returning_pages);
 }
 
+namespace {
+
+// Without them: what there is now, which is what the soft limit and the mark are about.
+uint64_t ResidentBytes() {
+  return FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
+}
+
+}  // namespace
+
 bool MayGrow(size_t pages) {
   const uint64_t limit = heap.limits.hard.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return true;
@@ -37,7 +46,7 @@ bool HugePageFits() {
 
 void NoteGrowth() {
   const uint64_t mark = heap.limits.mark.load(std::memory_order_relaxed);
-  if (__builtin_expect(mark != UINT64_MAX && FootprintBytes() > mark, 0)) {
+  if (__builtin_expect(mark != UINT64_MAX && ResidentBytes() > mark, 0)) {
     heap.limits.mark.store(UINT64_MAX, std::memory_order_relaxed);
     heap.limits.mark_passed.store(true, std::memory_order_relaxed);
   }
@@ -46,7 +55,7 @@ void NoteGrowth() {
 uint64_t BytesAboveSoftLimit() {
   const uint64_t limit = heap.limits.soft.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return 0;
-  const uint64_t footprint = FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
+  const uint64_t footprint = ResidentBytes();
   return footprint > limit ? footprint - limit : 0;
 }
 
@@ -75,7 +84,7 @@ bool PageHeap::TakeMark() {
 uint64_t PageHeap::Footprint() {
   // As for Stats: who holds the lock already reads what it interrupted.
   LockHolder held(heap.lock);
-  return pages::FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
+  return pages::ResidentBytes();
 }
 
 size_t PageHeap::ReleaseIdle() {

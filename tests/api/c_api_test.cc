@@ -322,6 +322,24 @@ TEST(Statistics, ArePlausible) {
   }
 }
 
+// What a trim took out of spans in use is free no more than what it took of whole ones.
+TEST(Statistics, WhatWasReturnedDoesNotCount) {
+  constexpr size_t kHeld = size_t{32} << 20;
+  std::vector<void*> blocks(kHeld / 4096);
+  malloc_trim(0);
+  const struct mallinfo2 before = mallinfo2();
+  for (void*& p : blocks) p = memset(malloc(4096), 1, 4096);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 8 != 0) free(blocks[i]);
+  }
+  malloc_trim(0);
+  if (IsPcmalloc()) {
+    EXPECT_LT(mallinfo2().fordblks, before.fordblks + kHeld / 8);
+    EXPECT_LT(mallinfo2().arena, before.arena + kHeld / 4);
+  }
+  for (size_t i = 0; i < blocks.size(); i += 8) free(blocks[i]);
+}
+
 TEST(MallocTrim, GivesMemoryBack) {
   constexpr size_t kHeld = size_t{64} << 20;
   std::vector<void*> blocks(kHeld / 256);

@@ -2,6 +2,7 @@
 //
 // Limits that the program, or whoever runs it, sets.
 #include <errno.h>
+#include <malloc.h>
 #include <string.h>
 
 #include <atomic>
@@ -138,6 +139,29 @@ PCM_SCENARIO(SoftLimit) {
 }
 TEST(Limit, NothingIdleStaysAboveTheSoftOne) {
   EXPECT_TRUE(RunWith("SoftLimit", "limit_soft:8M,decay:never"));
+}
+
+// Holes in spans have no memory, so they are no growth either: a heap above its limit is looked over
+// when it has grown by a part of it, not at each request.
+PCM_SCENARIO(SoftLimitWithHoles) {
+  constexpr size_t kSize = 4096;
+  std::vector<void*> blocks(24'000);
+  std::vector<void*> large(200);
+  for (void*& p : blocks) p = memset(malloc(kSize), 1, kSize);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 8 != 0) free(blocks[i]);
+  }
+  malloc_trim(0);
+  ASSERT_GT(Statistic("hole_bytes"), int64_t{48} * kMiB);
+  const auto before = Statistic("limit_relieves");
+  for (void*& p : large) p = malloc(300'000);
+  // 57 MiB, a MiB or a sixteenth of the heap at a time.
+  EXPECT_LE(Statistic("limit_relieves"), before + 60);
+  for (void* p : large) free(p);
+  for (size_t i = 0; i < blocks.size(); i += 8) free(blocks[i]);
+}
+TEST(Limit, HolesDoNotCountAsGrowth) {
+  EXPECT_TRUE(RunWith("SoftLimitWithHoles", "limit_soft:8M,decay:never"));
 }
 
 PCM_SCENARIO(Setters) {
