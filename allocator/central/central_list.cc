@@ -363,8 +363,8 @@ void CentralList::FillHoles(Span* span, uint64_t units) {
 // on its way to the page heap, and may serve another class a moment later. So whose the span is has to
 // be read after what says that it is not such a one.
 uint64_t CentralList::UnitsToReturn(unsigned size_class, const Span* span, size_t shortest) {
-  const uint16_t free_objects = __atomic_load_n(&span->free_objects, __ATOMIC_RELAXED);
-  const uint16_t objects = __atomic_load_n(&span->objects, __ATOMIC_RELAXED);
+  const uint32_t free_objects = __atomic_load_n(&span->free_objects, __ATOMIC_RELAXED);
+  const uint32_t objects = __atomic_load_n(&span->objects, __ATOMIC_RELAXED);
   std::atomic_thread_fence(std::memory_order_acquire);
   if (free_objects == 0 || free_objects == objects || span->state != SpanState::kSmall ||
       span->size_class != size_class || span->away) {
