@@ -137,7 +137,7 @@ void Lock::WaitForWord() {
   }
 }
 
-bool Lock::AcquireForFork(LockRank rank) {
+bool Lock::AcquireForFork(LockRank rank, bool stuck) {
   if (HeldBySelf()) return false;
   bool taken = TakeWord();
   if (!taken && Highest() < rank) {
@@ -147,6 +147,7 @@ bool Lock::AcquireForFork(LockRank rank) {
   // Below what an interrupted frame of this thread holds, waiting could be for ever.
   for (int i = 0; !taken && i < kForkPatience; ++i) {
     if (for_fork_.load(std::memory_order_acquire)) return false;
+    if (stuck && at_rest_.load(std::memory_order_acquire)) return false;
     const timespec pause = {0, 100'000};
     RawSyscall(SYS_nanosleep, &pause, nullptr);
     taken = TakeWord();
@@ -156,8 +157,13 @@ bool Lock::AcquireForFork(LockRank rank) {
 }
 
 void Lock::ReleaseAfterFork(bool in_child) {
-  if (!for_fork_.load(std::memory_order_relaxed) || !(in_child || HeldBySelf())) return;
+  const bool left_at_rest = in_child && !HeldBySelf() && at_rest_.load(std::memory_order_relaxed);
+  if (!left_at_rest &&
+      (!for_fork_.load(std::memory_order_relaxed) || !(in_child || HeldBySelf()))) {
+    return;
+  }
   for_fork_.store(false, std::memory_order_relaxed);
+  if (left_at_rest) at_rest_.store(false, std::memory_order_relaxed);
   GiveWord();
 }
 

@@ -67,6 +67,11 @@ class Lock {
   // Whether a thread has it that is between the fork handlers: what it guards is at rest.
   bool HeldForFork() const { return for_fork_.load(std::memory_order_relaxed); }
 
+  // The holder says that what the lock guards is at rest while it waits for a higher lock: a fork in a
+  // signal handler that interrupted whoever has that one need not wait for this one, and the child
+  // may free it.
+  void SetAtRest(bool at_rest) { at_rest_.store(at_rest, std::memory_order_release); }
+
   // In a fork's child, for a lock that fork does not take: frees it if its holder is not there.
   void FreeInChild() {
     if (!HeldBySelf()) word_.store(kFree, std::memory_order_relaxed);
@@ -76,7 +81,7 @@ class Lock {
   bool Acquire(LockRank rank);
   bool TryAcquire(LockRank rank);
   bool AcquireSoon(LockRank rank);
-  bool AcquireForFork(LockRank rank);
+  bool AcquireForFork(LockRank rank, bool stuck);
 
  private:
   static constexpr uintptr_t kFree = 0;
@@ -89,6 +94,7 @@ class Lock {
 
   std::atomic<uintptr_t> word_{kFree};
   std::atomic<bool> for_fork_{false};       // the holder is between the fork handlers
+  std::atomic<bool> at_rest_{false};        // see SetAtRest
   LockRank rank_before_ = LockRank::kNone;  // the holder's highest rank without this lock
 };
 
@@ -113,8 +119,23 @@ class RankedLock : public Lock {
   // and another thread does not give the lock back: at once if that thread is forking itself (what
   // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else after some
   // 100 ms (then it may be waiting for this one, and the child inherits a lock that nobody gives
-  // back).
-  [[nodiscard]] bool AcquireForFork() { return Lock::AcquireForFork(kRank); }
+  // back). `stuck`: this thread itself holds, further up its stack, the lock that holders at rest wait
+  // for. Then it is false for those at once.
+  [[nodiscard]] bool AcquireForFork(bool stuck = false) {
+    return Lock::AcquireForFork(kRank, stuck);
+  }
+};
+
+// Says for a scope that what a lock guards, which the calling thread holds, is at rest.
+class AtRest {
+ public:
+  explicit AtRest(Lock& lock) : lock_(lock) { lock_.SetAtRest(true); }
+  ~AtRest() { lock_.SetAtRest(false); }
+  AtRest(const AtRest&) = delete;
+  AtRest& operator=(const AtRest&) = delete;
+
+ private:
+  Lock& lock_;
 };
 
 // Holds a lock for a scope. Test it before touching what the lock protects:

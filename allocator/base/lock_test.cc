@@ -2,10 +2,14 @@
 #include "allocator/base/lock.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -75,6 +79,43 @@ TEST(LockTest, RefusesWhatItsThreadHoldsForAFork) {
   first.ReleaseAfterFork();
   EXPECT_TRUE(first.Acquire());
   first.Release();
+}
+
+// A handler that interrupted the holder of a high lock forks, while somebody who waits for that one
+// holds a low lock: it does not wait for him if he is at rest, and the child may use the lock.
+TEST(LockTest, AForkDoesNotWaitForWhoIsAtRest) {
+  RankedLock<LockRank::kCentral> low;
+  RankedLock<LockRank::kPages> high;
+  ASSERT_TRUE(high.Acquire());
+  std::atomic<int> stage{0};
+  std::thread other([&] {
+    ASSERT_TRUE(low.Acquire());
+    {
+      const AtRest at_rest(low);
+      stage = 1;
+      ASSERT_TRUE(high.Acquire());
+    }
+    high.Release();
+    low.Release();
+  });
+  while (stage == 0) sched_yield();
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_FALSE(low.AcquireForFork(/*stuck=*/true));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(50));
+  const pid_t child = fork();
+  if (child == 0) {
+    low.ReleaseAfterFork(/*in_child=*/true);
+    high.Release();
+    _exit(low.Acquire() ? 0 : 1);
+  }
+  low.ReleaseAfterFork();
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  high.Release();
+  other.join();
+  EXPECT_TRUE(low.Acquire()) << "it is nobody's";
+  low.Release();
 }
 
 // Two threads that each hold one lock, with handlers that want the other one: without ranks they would

@@ -204,7 +204,13 @@ uint64_t CentralList::RefilledBytes() { return refilled_bytes.load(std::memory_o
 bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   const ClassInfo& info = kClasses[size_class];
   Span* span = nullptr;
-  switch (PageHeap::Take(info.span_pages, kPageSize, size_class, &span)) {
+  PageResult result;
+  {
+    // A fork must not wait for this list while another thread has the page heap and waits for the fork.
+    const AtRest at_rest(lock_);
+    result = PageHeap::Take(info.span_pages, kPageSize, size_class, &span);
+  }
+  switch (result) {
     case PageResult::kOk:
       break;
     case PageResult::kNoMemory:

@@ -198,13 +198,13 @@ TEST(CentralList, SpansMoveBetweenTheLists) {
 TEST(CentralList, RefusesWhoeverHoldsItsLock) {
   CentralList list;
   std::vector<void*> objects = TakeSome(list, 5, 10);
-  ASSERT_TRUE(list.LockForFork());
+  ASSERT_TRUE(list.LockForFork(false));
   void* p = nullptr;
   Shortage shortage = Shortage::kNone;
   EXPECT_EQ(list.Take(5, &p, 1, &shortage), 0u);
   EXPECT_EQ(shortage, Shortage::kReentrant);
   EXPECT_EQ(list.Give(5, objects.data(), 10), 0u);
-  EXPECT_FALSE(list.LockForFork());
+  EXPECT_FALSE(list.LockForFork(false));
   list.UnlockAfterFork(false);
   EXPECT_EQ(list.Give(5, objects.data(), 10), 10u);
 }
@@ -369,7 +369,7 @@ TEST(CentralList, ASpanThatWasAwayComesBackToAListAtRestOnly) {
   ASSERT_TRUE(list.Detach(c, span, 1, &units));
   list.Recover(span);
   EXPECT_TRUE(span->away);
-  ASSERT_TRUE(list.LockForFork());
+  ASSERT_TRUE(list.LockForFork(false));
   list.Recover(span);
   EXPECT_FALSE(span->away);
   list.UnlockAfterFork(true);

@@ -317,7 +317,8 @@ void LockForFork() {
   ForEachShard([](Shard& shard) {
     for (unsigned c = 1; c < kNumClasses; ++c) (void)shard.caches[c].lock.AcquireForFork();
   });
-  for (unsigned c = 1; c < kNumClasses; ++c) (void)lists[c].LockForFork();
+  const bool heap_held = PageHeap::HeldBySelf();
+  for (unsigned c = 1; c < kNumClasses; ++c) (void)lists[c].LockForFork(heap_held);
 }
 
 void UnlockAfterFork(bool in_child) {

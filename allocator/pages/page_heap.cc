@@ -391,6 +391,8 @@ PageStats PageHeap::Stats() {
   return stats;
 }
 
+bool PageHeap::HeldBySelf() { return heap.lock.HeldBySelf(); }
+
 bool PageHeap::LockForFork() { return heap.lock.AcquireForFork(); }
 
 void PageHeap::UnlockAfterFork(bool in_child) {

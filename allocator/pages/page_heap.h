@@ -139,6 +139,8 @@ class PageHeap {
   // the sense of Lock: if the calling thread holds the lock already, it returns false and
   // UnlockAfterFork does nothing.
   static bool LockForFork();
+  // Whether the calling thread holds the lock: a signal handler that interrupted the page heap.
+  static bool HeldBySelf();
   static void UnlockAfterFork(bool in_child = false);
 };
 
