@@ -48,6 +48,9 @@ constexpr uint32_t kVisitsPerTick = 16;
 // Of a sweep inside of spans: a millisecond or less.
 constexpr unsigned kStretchesPerTick = 16;
 
+// The coarse clock goes by the kernel's ticks, a hundred a second at least.
+constexpr uint64_t kClockTickMs = 10;
+
 // Threads' wakeups may be put off by so much, to share them with others'.
 constexpr unsigned long kSlackNs = 5'000'000;
 
@@ -137,7 +140,7 @@ void* Run(void*) {
     // Who passed while attention was kNone told nobody: one more look after a period in which
     // everybody does.
     attention.store(Attention::kNote, std::memory_order_seq_cst);
-    Sleep(period + 1);
+    Sleep(period + kClockTickMs);
     const bool over = Maintain(os::CoarseMilliseconds()) == UINT64_MAX;
     Attention note = Attention::kNote;
     if (over && attention.compare_exchange_strong(note, Attention::kNone)) break;
