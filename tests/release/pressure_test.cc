@@ -93,8 +93,9 @@ PCM_SCENARIO(AloneUnderPressure) {
   EXPECT_EQ(Statistic("pressure_rounds"), 0);
   SetPressure("40.00");
   void* q = malloc(40 * kMiB);
-  work.For(300);
-  EXPECT_EQ(Statistic("pressure_rounds"), 1);
+  work.For(1200);
+  EXPECT_GE(Statistic("pressure_rounds"), 1);
+  EXPECT_LE(Statistic("pressure_rounds"), 2);
   EXPECT_EQ(Ask("pcmalloc_percpu_cache"), budget / 4);
   EXPECT_LE(Footprint(), 160 * kMiB);
   const size_t before = Footprint();
@@ -103,7 +104,7 @@ PCM_SCENARIO(AloneUnderPressure) {
   // Once a second, whatever it does.
   work.For(3000);
   EXPECT_GE(Statistic("pressure_rounds"), 3);
-  EXPECT_LE(Statistic("pressure_rounds"), 5);
+  EXPECT_LE(Statistic("pressure_rounds"), 6);
   SetPressure("00.10");
   work.For(1100);
   EXPECT_EQ(Ask("pcmalloc_percpu_cache"), budget);
@@ -135,7 +136,7 @@ PCM_SCENARIO(AloneAndBlind) {
   EXPECT_EQ(Statistic("limit_cgroup"), -1);
 }
 TEST_F(Pressure, IsNotLookedAtWhenTold) {
-  EXPECT_TRUE(RunIn(Conf("cgroup:false"), "AloneAndBlind"));
+  EXPECT_TRUE(RunIn(Conf("cgroup:false,thp:never"), "AloneAndBlind"));
 }
 
 }  // namespace
