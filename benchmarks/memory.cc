@@ -107,6 +107,54 @@ void FreedBlocks(const char* row, const Arguments& arguments) {
   Emit(name, "rss_bytes", "B", Resident() - before);
 }
 
+void* Nothing(void*) {
+  while (true) pause();
+}
+
+// A server (it has a second thread) that is busy now and then: a tenth of its blocks stays, the rest
+// comes and goes with each burst. What does a burst cost after the first, what is resident meanwhile?
+void Bursts(const char* row, const Arguments& arguments) {
+  const double gap = arguments.Get("gap", atof(strchr(row, '/') + 1));
+  const int bursts = static_cast<int>(arguments.Get("bursts", 6));
+  const size_t total = static_cast<size_t>(arguments.Get("megabytes", 100) * 1e6);
+  pthread_t other;
+  if (pthread_create(&other, nullptr, Nothing, nullptr) != 0) _exit(2);
+  Table<void*> blocks(total / 256);
+  const double before = Resident();
+  double resident = 0;
+  int samples = 0;
+  Cost cost;
+  Counters counters(Scope::kThread);
+  for (int burst = 0; burst < bursts; ++burst) {
+    Random random(5);
+    counters.Start();
+    size_t count = 0;
+    for (size_t bytes = 0; bytes < total && count < blocks.size(); ++count) {
+      const size_t size = MixedSize(random, 2048);
+      bytes += size;
+      if (burst > 0 && count % 10 == 0) continue;
+      blocks[count] = MustAllocate(size);
+      memset(blocks[count], 1, size);
+    }
+    for (size_t i = 0; i < count; ++i) {
+      if (i % 10 != 0) free(blocks[i]);
+    }
+    const Cost one = counters.Stop();
+    if (burst > 0) {
+      cost.cpu_ns += one.cpu_ns / (bursts - 1);
+      cost.page_faults += one.page_faults / (bursts - 1);
+    }
+    for (int i = 0; i < 10; ++i) {
+      SleepSeconds(gap / 10);
+      resident += Resident() - before;
+      ++samples;
+    }
+  }
+  Emit(row, "cpu_seconds", "s", cost.cpu_ns * 1e-9);
+  Emit(row, "page_faults", "faults", cost.page_faults);
+  Emit(row, "rss_bytes", "B", resident / samples);
+}
+
 // Filled with one size, nine of ten freed at random, filled with another: can the holes be used?
 void SizeShift(const char* row, const Arguments& arguments) {
   const size_t total = static_cast<size_t>(arguments.Get("megabytes", 200) * 1e6);
@@ -259,6 +307,8 @@ const Row kRows[] = {
     {"start", Start},
     {"idle-threads", IdleThreads},
     {"freed-blocks", FreedBlocks},
+    {"bursts/0.2s", Bursts},
+    {"bursts/2s", Bursts},
     {"size-shift", SizeShift},
     {"cache-traffic", CacheTraffic},
     {"calloc-1GiB", CallocGigabyte},

@@ -6,6 +6,7 @@
 
 #include "absl/base/optimization.h"
 #include "allocator/api/boot.h"
+#include "allocator/api/coarse.h"
 #include "allocator/api/counted.h"
 #include "allocator/api/hot.h"
 #include "allocator/api/init.h"
@@ -101,7 +102,7 @@ Span* LargeSpan(const char* what, const void* p) {
 
 // What TakeBlock does, by the hit paths first: for callers that have not tried them.
 void* TakeQuickly(size_t size) {
-  void* p = PopAny(size);
+  void* p = IsCoarse(size) ? PopCoarse(size) : PopAny(size);
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : TakeBlock(size);
 }
 
@@ -225,12 +226,15 @@ size_t BlockSize(const void* p) {
 void* ResizeBlock(void* p, size_t size) {
   // Rounded up to pages such a size could come out small.
   if (ABSL_PREDICT_FALSE(size > PTRDIFF_MAX)) return nullptr;
-  if (ABSL_PREDICT_FALSE(BootOwns(p) || !Relocated())) {
-    void* moved = TakeBlock(size);
-    if (moved != nullptr) BootCopy(moved, p, BootSize(p) < size ? BootSize(p) : size);
-    return moved;
+  unsigned size_class = PrimaryClassOf(p);
+  if (ABSL_PREDICT_FALSE(size_class == 0)) {
+    if (BootOwns(p) || !Relocated()) {
+      void* moved = TakeBlock(size);
+      if (moved != nullptr) BootCopy(moved, p, BootSize(p) < size ? BootSize(p) : size);
+      return moved;
+    }
+    size_class = ClassOf(p);
   }
-  const unsigned size_class = ClassOf(p);
   if (size_class == 0) {
     if (EmergencyOwns(p)) {
       const size_t old_size = EmergencySize(p);
@@ -239,8 +243,7 @@ void* ResizeBlock(void* p, size_t size) {
     return ResizeLarge(LargeSpan("realloc", p), size);
   }
   const size_t old_size = kClasses[size_class].size;
-  // A block that is half used stays where it is: moving it would save less than it costs.
-  if (size <= old_size && (size >= old_size / 2 || old_size <= 64)) return p;
+  if (StaysInPlace(old_size, size)) return p;
   if (size > old_size && old_size >= kGrowsInPlace) return Grown(p, old_size, size);
   void* moved = Moved(p, old_size, size);
   // Shrinking cannot fail: the old block serves as well.

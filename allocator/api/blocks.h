@@ -19,6 +19,12 @@
 
 namespace pcmalloc {
 
+// Whether realloc leaves a small block where it is, `size` > 0. One that is half used stays: moving it
+// would save less than it costs.
+inline bool StaysInPlace(size_t block_size, size_t size) {
+  return size <= block_size && (size >= block_size / 2 || block_size <= 64);
+}
+
 // A block of at least `size` bytes, whatever the hit path can or cannot do. Null: no memory (errno
 // untouched).
 void* TakeBlock(size_t size);

@@ -11,6 +11,7 @@
 #include "absl/base/optimization.h"
 #include "allocator/api/blocks.h"
 #include "allocator/api/boot.h"
+#include "allocator/api/coarse.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/hot.h"
 #include "allocator/central/large_blocks.h"
@@ -64,6 +65,15 @@ ABSL_ATTRIBUTE_NOINLINE int AlignedInto(void** out, size_t alignment, size_t siz
   return 0;
 }
 
+ABSL_ATTRIBUTE_NOINLINE void* ReallocOtherwise(void* p, size_t size) {
+  if (p == nullptr) return Malloc(size);
+  if (size == 0) {
+    Free(p);
+    return nullptr;
+  }
+  return OrNoMemory(ResizeBlock(p, size));
+}
+
 void* PageAligned(size_t size) { return Aligned(os::KernelPageSize(), size); }
 
 }  // namespace
@@ -94,11 +104,9 @@ void* PopBeyond(size_t size) {
 }
 
 void* MallocBeyond(size_t size) {
-  if (ABSL_PREDICT_TRUE(size - (kFineLimit + 1) < pcmalloc_coarse_gate)) {
-    void* p = percpu::Pop<percpu::Index::kCpuId>(CoarseClassOf(size));
-    if (ABSL_PREDICT_FALSE(p == nullptr)) return MallocSlow(size);
-    if (kCountOperations) CountFast();
-    return p;
+  if (ABSL_PREDICT_TRUE(IsCoarse(size))) {
+    void* p = PopCoarse(size);
+    return ABSL_PREDICT_TRUE(p != nullptr) ? p : MallocSlow(size);
   }
   return MallocOtherwise(size);
 }
@@ -159,12 +167,13 @@ PCM_EXPORT void* calloc(size_t count, size_t size) {
 }
 
 PCM_EXPORT void* realloc(void* p, size_t size) {
-  if (p == nullptr) return Malloc(size);
-  if (size == 0) {
-    Free(p);
-    return nullptr;
+  // 0 for null, too.
+  const unsigned size_class = pcmalloc::PrimaryClassOf(p);
+  if (size_class != 0 && size != 0 &&
+      pcmalloc::StaysInPlace(pcmalloc::kClasses[size_class].size, size)) {
+    return p;
   }
-  return pcmalloc::OrNoMemory(pcmalloc::ResizeBlock(p, size));
+  return pcmalloc::ReallocOtherwise(p, size);
 }
 
 PCM_EXPORT void* reallocarray(void* p, size_t count, size_t size) {

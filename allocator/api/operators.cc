@@ -9,6 +9,7 @@
 
 #include "absl/base/optimization.h"
 #include "allocator/api/blocks.h"
+#include "allocator/api/coarse.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/failure.h"
 #include "allocator/api/hot.h"
@@ -16,9 +17,15 @@
 namespace pcmalloc {
 namespace {
 
-ABSL_ATTRIBUTE_NOINLINE void* NewSlow(size_t size) {
+ABSL_ATTRIBUTE_NOINLINE void* NewOtherwise(size_t size) {
   void* p = MallocBeyond(size);
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewFailed(kMinAlignment, size);
+}
+
+// Without a frame of its own while it hits.
+ABSL_ATTRIBUTE_NOINLINE void* NewSlow(size_t size) {
+  void* p = PopCoarse(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewOtherwise(size);
 }
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* New(size_t size) {
@@ -26,9 +33,14 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* New(size_t size) {
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewSlow(size);
 }
 
-ABSL_ATTRIBUTE_NOINLINE void* NothrowSlow(size_t size) {
+ABSL_ATTRIBUTE_NOINLINE void* NothrowOtherwise(size_t size) {
   void* p = MallocBeyond(size);
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : NothrowNewFailed(kMinAlignment, size);
+}
+
+ABSL_ATTRIBUTE_NOINLINE void* NothrowSlow(size_t size) {
+  void* p = PopCoarse(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NothrowOtherwise(size);
 }
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* NewNothrow(size_t size) {

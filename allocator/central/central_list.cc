@@ -34,7 +34,8 @@ uint32_t IndexOf(const Span* span, uintptr_t address) {
 
 // Of all lists: free objects less holes; the least since it was last asked for.
 constinit std::atomic<int64_t> idle_bytes{0};
-constinit std::atomic<int64_t> least_idle_bytes{0};
+constinit std::atomic<int64_t> least_idle_bytes[2] = {};  // for each IdleWatcher
+constinit std::atomic<uint64_t> taken_bytes{0};
 constinit std::atomic<uint64_t> refilled_bytes{0};
 
 void Adjust(uint64_t* counter, int64_t by) {
@@ -64,17 +65,19 @@ void CentralList::BookFree(int64_t objects, int64_t size) {
   Adjust(&free_objects_, objects);
   const int64_t change = objects * size;
   const int64_t now = idle_bytes.fetch_add(change, std::memory_order_relaxed) + change;
-  if (now < least_idle_bytes.load(std::memory_order_relaxed)) {
-    least_idle_bytes.store(now, std::memory_order_relaxed);
+  for (std::atomic<int64_t>& least : least_idle_bytes) {
+    if (now < least.load(std::memory_order_relaxed)) least.store(now, std::memory_order_relaxed);
   }
 }
 
 uint64_t CentralList::IdleBytes() { return Positive(idle_bytes.load(std::memory_order_relaxed)); }
 
-uint64_t CentralList::TakeLeastIdleBytes() {
-  return Positive(least_idle_bytes.exchange(idle_bytes.load(std::memory_order_relaxed),
-                                            std::memory_order_relaxed));
+uint64_t CentralList::TakeLeastIdleBytes(IdleWatcher watcher) {
+  return Positive(least_idle_bytes[static_cast<int>(watcher)].exchange(
+      idle_bytes.load(std::memory_order_relaxed), std::memory_order_relaxed));
 }
+
+uint64_t CentralList::TakenBytes() { return taken_bytes.load(std::memory_order_relaxed); }
 
 uint64_t CentralList::RefilledBytes() { return refilled_bytes.load(std::memory_order_relaxed); }
 
@@ -158,6 +161,7 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
     if (ABSL_PREDICT_FALSE(span->holes != 0)) Refill(span, out + (n - taken), taken - before);
     BookFree(-static_cast<int64_t>(taken - before), size);
   }
+  taken_bytes.fetch_add(uint64_t{taken} * kClasses[size_class].size, std::memory_order_relaxed);
   if (ABSL_PREDICT_FALSE(taken < n)) memmove(out, out + (n - taken), taken * sizeof(void*));
   return taken;
 }

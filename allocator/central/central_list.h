@@ -35,6 +35,9 @@ enum class Shortage : uint8_t {
   kReentrant,  // this thread holds a needed lock further up its stack (signal handler)
 };
 
+// Who wants to know for how long memory has been idle.
+enum class IdleWatcher : uint8_t { kAge, kExcess };
+
 class CentralList {
  public:
   constexpr CentralList() = default;
@@ -62,9 +65,10 @@ class CentralList {
   // Bytes of free objects of all lists that have memory: what is idle here. While others are at it
   // it may be off by what they do.
   static uint64_t IdleBytes();
-  // The least that it was since the last such call. One caller at a time.
-  static uint64_t TakeLeastIdleBytes();
-  // Bytes of holes that were used again, so far.
+  // The least that it was since the last such call for this purpose. One caller at a time.
+  static uint64_t TakeLeastIdleBytes(IdleWatcher watcher);
+  // Bytes of objects taken, and of holes that were used again, so far.
+  static uint64_t TakenBytes();
   static uint64_t RefilledBytes();
 
   // Whether the block is free here already; for messages about misuse only.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/central/holes.h"
 
+#include <algorithm>
+#include <iterator>
 #include <random>
 
 #include "allocator/os/memory.h"
@@ -10,9 +12,19 @@
 namespace pcmalloc::central {
 namespace {
 
+// Outside of a SpanStore's block.
+struct TestSpan : Span {
+  TestSpan() : Span{} { free_bits.SetAt(bits); }
+  TestSpan(const TestSpan& from) : Span(from) {
+    std::copy(std::begin(from.bits), std::end(from.bits), bits);
+    free_bits.SetAt(bits);
+  }
+  uint64_t bits[kMaxObjects / 64] = {};
+};
+
 // A span of the class at some address, nothing of it free.
-Span MakeSpan(unsigned size_class, uintptr_t start) {
-  Span span = {};
+TestSpan MakeSpan(unsigned size_class, uintptr_t start) {
+  TestSpan span;
   span.start = start;
   span.pages = static_cast<uint32_t>(SpanPages(size_class));
   span.object_size = static_cast<uint32_t>(ClassSize(size_class));
@@ -40,7 +52,7 @@ bool UnitIsFree(const Span& span, unsigned shift, unsigned unit) {
 
 TEST(HolesTest, UnitsCoverEverySpan) {
   for (unsigned c = 1; c < kNumClasses; ++c) {
-    const Span span = MakeSpan(c, uintptr_t{1} << 40);
+    const TestSpan span = MakeSpan(c, uintptr_t{1} << 40);
     const unsigned shift = HoleShift(&span);
     EXPECT_GE(size_t{1} << shift, os::KernelPageSize());
     EXPECT_LE(span.bytes(), size_t{64} << shift) << c;
@@ -56,7 +68,7 @@ TEST(HolesTest, FreeUnitsAreThoseWithoutAnObjectInUse) {
   for (unsigned c = 1; c < kNumClasses; ++c) {
     for (int round = 0; round < 60; ++round) {
       // Anywhere between the borders of units.
-      Span span = MakeSpan(c, (uintptr_t{1} << 40) + random() % 64 * kPageSize);
+      TestSpan span = MakeSpan(c, (uintptr_t{1} << 40) + random() % 64 * kPageSize);
       const unsigned percent = round < 10 ? 100 : round < 20 ? 0 : 50 + random() % 50;
       // In runs, or one by one.
       const size_t run = round % 2 == 0 ? 1 : 1 + random() % 40;
@@ -79,7 +91,7 @@ TEST(HolesTest, FreeUnitsAreThoseWithoutAnObjectInUse) {
 }
 
 TEST(HolesTest, UnitsOfABlockAreThoseItTouches) {
-  const Span span = MakeSpan(SizeClassOf(48 * 1024), uintptr_t{1} << 40);
+  const TestSpan span = MakeSpan(SizeClassOf(48 * 1024), uintptr_t{1} << 40);
   const unsigned shift = HoleShift(&span);
   const size_t unit = size_t{1} << shift;
   EXPECT_EQ(UnitsOf(&span, shift, span.start, 1), 1u);

@@ -26,6 +26,9 @@ namespace pcmalloc::central {
 uint32_t TakeLarge(unsigned size_class, void** out, uint32_t n, Shortage* shortage);
 uint32_t GiveLarge(void* const* in, uint32_t n);
 
+// Says that GiveLarge will follow soon: memory that it reads is fetched meanwhile.
+void ExpectGive(void* p);
+
 // clang 14 has __atomic_store_n for integers only.
 inline void SetState(Span* span, SpanState state) {
   __atomic_store(&span->state, &state, __ATOMIC_RELAXED);

@@ -36,17 +36,20 @@ struct Round {
   uintptr_t at = 0;      // goes on from here
   uintptr_t from = 0;    // began here
   bool wrapped = false;  // has been at the end of the heap
-  uint64_t wanted = 0;   // bytes; 0 when it is over
+  bool on = false;       // it is not over
+  uint64_t wanted = 0;   // bytes
   uint64_t returned = 0;
   int refusals = 0;
 
-  constexpr void Begin(uint64_t bytes) { *this = {at, at, false, bytes, 0, 0}; }
-  constexpr bool on() const { return wanted != 0; }
+  constexpr void Begin(uint64_t bytes) { *this = {at, at, false, true, bytes, 0, 0}; }
+  constexpr bool enough() const { return returned >= wanted; }
 };
 
 struct Sweep {
   RankedLock<LockRank::kSweep> lock;
   Round excess;
+  bool watching = false;  // too much is idle: whether it stays so while memory is taken
+  uint64_t taken = 0;     // CentralList::TakenBytes() when that began
   Round old;
   IdleBound bound{kLeastIdle, kMostIdle};
   uint64_t refilled = 0;  // CentralList::RefilledBytes() when the last round for excess ended
@@ -107,7 +110,7 @@ void Go(Round& round, const Order& order) {
   Stretch stretch;
   stretch.from = round.at;
   if (!PageHeap::Next(&stretch)) {
-    if (round.wrapped || round.from == 0) round.wanted = 0;
+    if (round.wrapped || round.from == 0) round.on = false;
     round.wrapped = true;
     round.at = 0;
     return;
@@ -116,14 +119,14 @@ void Go(Round& round, const Order& order) {
     for (unsigned i = 0; i < stretch.count; ++i) {
       round.returned +=
           ReturnFrom(stretch.size_classes[i], stretch.spans[i], order.shortest, &round.refusals);
-      if (round.returned >= round.wanted || round.refusals >= kMostRefusals) {
-        round.wanted = 0;
+      if (round.enough() || round.refusals >= kMostRefusals) {
+        round.on = false;
         return;
       }
     }
   }
   round.at = stretch.from;
-  if (round.wrapped && round.at >= round.from) round.wanted = 0;
+  if (round.wrapped && round.at >= round.from) round.on = false;
 }
 
 // What is in use of the spans of small blocks, caches included.
@@ -137,45 +140,74 @@ uint64_t Bound() {
   return GetConfig().decay == 0 ? kIdleWithoutDecay : sweep.bound.For(UsedBytes());
 }
 
-// The next round makes sense when idle memory has become more, or much less and then more.
+void SetSweepIf(uint64_t low, uint64_t width) {
+  sweep_if.low.store(low, std::memory_order_relaxed);
+  sweep_if.width.store(width, std::memory_order_relaxed);
+}
+
+// What is too much and cannot go lies where it lies: the next round makes sense when there is more of
+// it, or much less and then more.
 void WaitForMore() {
   const uint64_t bound = Bound();
   const uint64_t idle = CentralList::IdleBytes();
-  const bool much = idle > bound;
-  sweep_if.low.store(much ? idle - bound / 4 : 0, std::memory_order_relaxed);
-  sweep_if.width.store(much ? bound / 2 : bound, std::memory_order_relaxed);
+  if (idle > bound) {
+    SetSweepIf(idle - bound / 4, bound / 2);
+  } else {
+    SetSweepIf(0, bound);
+  }
 }
 
 // What the round has to say about the bound.
 void EndExcess() {
   const uint64_t refilled = CentralList::RefilledBytes();
-  sweep.bound.Taken(refilled - sweep.refilled);
+  sweep.bound.Taken(refilled - sweep.refilled, UsedBytes());
   sweep.bound.Returned(sweep.excess.returned, UsedBytes());
   sweep.refilled = refilled;
-  WaitForMore();
+  if (sweep.excess.enough()) {
+    SetSweepIf(0, Bound());
+  } else {
+    WaitForMore();
+  }
 }
 
 }  // namespace
 
 constinit SweepIf sweep_if{0, kIdleWithoutDecay};
 
+namespace {
+
+// Whether there is too much that those who want memory have no use for, in which case a round begins.
+void LookForExcess() {
+  const uint64_t bound = Bound();
+  const uint64_t idle = CentralList::IdleBytes();
+  if (idle <= bound || idle < sweep_if.low.load(std::memory_order_relaxed)) {
+    sweep.watching = false;
+    WaitForMore();
+    return;
+  }
+  const uint64_t taken = CentralList::TakenBytes();
+  if (sweep.watching && taken - sweep.taken < bound) return;
+  const uint64_t least = CentralList::TakeLeastIdleBytes(IdleWatcher::kExcess);
+  const bool unwanted = sweep.watching && least > bound;
+  sweep.watching = !unwanted;
+  sweep.taken = taken;
+  // Each batch from now on asks again.
+  SetSweepIf(0, 0);
+  if (unwanted) sweep.excess.Begin(ReleasePolicy::BytesToReturn(least, bound));
+}
+
+}  // namespace
+
 void SweepSome() {
   if (!sweep.lock.TryAcquire()) return;
-  if (!sweep.excess.on()) {
-    const uint64_t bound = Bound();
-    const uint64_t idle = CentralList::IdleBytes();
-    const bool less = idle < sweep_if.low.load(std::memory_order_relaxed);
-    if (less || idle <= bound) {
-      WaitForMore();
-    } else {
-      sweep.excess.Begin(ReleasePolicy::BytesToReturn(idle, bound));
-      sweep_if.low.store(0, std::memory_order_relaxed);
-      sweep_if.width.store(0, std::memory_order_relaxed);
-    }
-  }
-  if (sweep.excess.on()) {
+  if (!sweep.excess.on) {
+    LookForExcess();
+  } else if (CentralList::IdleBytes() <= Bound() / 2) {
+    sweep.excess.on = false;  // it is needed again
+    EndExcess();
+  } else {
     Go(sweep.excess, kTooMuch);
-    if (!sweep.excess.on()) EndExcess();
+    if (!sweep.excess.on) EndExcess();
   }
   sweep.lock.Release();
 }
@@ -185,16 +217,17 @@ uint64_t DecayHoles(uint64_t now_ms, unsigned stretches) {
   if (decay_ms == kNever) return UINT64_MAX;
   if (!sweep.lock.TryAcquire()) return IdleAges::SleepMs(decay_ms);
   uint64_t wait_ms = 0;
-  if (!sweep.old.on()) {
-    sweep.clock.Note(CentralList::TakeLeastIdleBytes() >> kPageShift);
+  if (!sweep.old.on) {
+    sweep.clock.Note(CentralList::TakeLeastIdleBytes(IdleWatcher::kAge) >> kPageShift);
     const uint64_t idle = CentralList::IdleBytes() >> kPageShift;
+    if (sweep.clock.Due(now_ms)) sweep.bound.Age(UsedBytes());
     const uint64_t due = sweep.clock.Step(now_ms, decay_ms, idle, &wait_ms);
     if (due != 0) sweep.old.Begin(due << kPageShift);
   }
-  const uint64_t wanted = sweep.old.wanted;
-  for (; sweep.old.on() && stretches > 0; --stretches) Go(sweep.old, kOld);
-  if (wanted != 0 && !sweep.old.on() && sweep.old.returned < wanted) {
-    sweep.clock.Left((wanted - sweep.old.returned) >> kPageShift);
+  const bool was_on = sweep.old.on;
+  for (; sweep.old.on && stretches > 0; --stretches) Go(sweep.old, kOld);
+  if (was_on && !sweep.old.on && !sweep.old.enough()) {
+    sweep.clock.Left((sweep.old.wanted - sweep.old.returned) >> kPageShift);
   }
   sweep.lock.Release();
   return wait_ms;
@@ -205,7 +238,7 @@ size_t ReturnHoles() {
   if (!held) return 0;
   Round all;
   all.Begin(UINT64_MAX);
-  while (all.on()) Go(all, kAll);
+  while (all.on) Go(all, kAll);
   return all.returned;
 }
 

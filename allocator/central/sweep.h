@@ -7,8 +7,9 @@
 //                                    ^ the sweep goes round, some spans at a time
 //
 //   Three occasions, as for whole spans (allocator/pages):
-//   - too much is idle inside of spans: above an eighth of what is in use, or 16 MiB, more where what
-//     was returned is needed again; runs of 8 KiB or more go, down to half of that;
+//   - too much is idle inside of spans, above a 32nd of what is in use or 16 MiB (more where what was
+//     returned is needed again), and as much has been taken meanwhile without making use of it: runs of
+//     8 KiB or more go, down to half of that. Memory that a program breathes with stays;
 //   - it has been idle for long: by age, runs of 4 KiB or more;
 //   - somebody asks for all of it.
 //   A hugepage is broken up only if an eighth of it can go, or for who asks for all.

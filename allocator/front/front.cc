@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "absl/base/optimization.h"
+#include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
@@ -24,14 +25,23 @@ constexpr uint32_t kCompactSlots = 24;
 // Misses of a CPU whose class has all the slots of the compact geometry, before it is left.
 constexpr uint32_t kCrampedMisses = 32;
 
+// Of large classes, whose blocks are spans of their own, a few slots fill the budget: several that are
+// in use at once would take it from each other at every miss, which costs as much as the visit to the
+// page heap that it is to save. So one full stack in so many makes one of them grow.
+constexpr uint32_t kFullPerLargeGrowth = 8;
+
 // Misses of one index; on a line of its own because every CPU counts its own.
 struct alignas(64) Counters {
   std::atomic<uint64_t> refills{0};
   std::atomic<uint64_t> refill_objects{0};
   std::atomic<uint64_t> flushes{0};
   std::atomic<uint64_t> flush_objects{0};
+  std::atomic<uint64_t> refills_of_one{0};  // not among those above
+  std::atomic<uint64_t> flushes_of_one{0};
   std::atomic<uint32_t> cramped{0};
+  std::atomic<uint32_t> large_full{0};
 };
+static_assert(sizeof(Counters) == 64);
 constinit Counters counters[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> direct{0};
 constinit std::atomic<uint64_t> drains{0};
@@ -84,6 +94,15 @@ uint32_t Grow(int index, unsigned size_class) {
   return capacity;
 }
 
+// Grow for a stack of a large class that is full. A miss of malloc does without: it brings one block,
+// which goes to the caller.
+uint32_t GrowLarge(int index, unsigned size_class, uint32_t capacity) {
+  std::atomic<uint32_t>& full = counters[index].large_full;
+  const uint32_t before = full.load(std::memory_order_relaxed);
+  full.store(before + 1, std::memory_order_relaxed);
+  return before % kFullPerLargeGrowth == 0 ? Grow(index, size_class) : capacity;
+}
+
 void* Emergency(unsigned size_class, Shortage shortage) {
   if (shortage != Shortage::kReentrant) return nullptr;
   // An aligned block is one of a class whose size is a multiple of the alignment.
@@ -119,16 +138,19 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
-  const uint32_t wanted = BatchFor(size_class, Grow(index, size_class));
+  const uint32_t wanted =
+      size_class >= kNumClasses ? 1 : BatchFor(size_class, Grow(index, size_class));
   const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
+  if (got == 1) {
+    Count(counters[index].refills_of_one);
+    return items[0];
+  }
   Count(counters[index].refills);
   Count(counters[index].refill_objects, got);
   // The last is what a pop after a push of all would give.
-  if (got > 1) {
-    const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
-    Return(size_class, items + pushed, got - 1 - pushed);
-  }
+  const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
+  Return(size_class, items + pushed, got - 1 - pushed);
   return items[got - 1];
 }
 
@@ -139,13 +161,20 @@ void Deallocate(unsigned size_class, void* p) {
     Return(size_class, &p, 1);
     return;
   }
+  if (size_class >= kNumClasses) central::ExpectGive(p);
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const uint32_t before = percpu::CapacityOf(index, size_class).now;
-  const uint32_t capacity = Grow(index, size_class);
+  const uint32_t capacity =
+      size_class >= kNumClasses ? GrowLarge(index, size_class, before) : Grow(index, size_class);
   if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  if (capacity == 0) {
+    Count(counters[index].flushes_of_one);
+    Return(size_class, &p, 1);
+    return;
+  }
   void* items[kMaxBatch];
-  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
   Count(counters[index].flushes);
+  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
   Count(counters[index].flush_objects, taken);
   Return(size_class, items, taken);
   if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
@@ -174,10 +203,13 @@ void Trim() {
 Stats ReadStats() {
   Stats stats = {};
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    stats.refills += counters[i].refills.load(std::memory_order_relaxed);
-    stats.refill_objects += counters[i].refill_objects.load(std::memory_order_relaxed);
-    stats.flushes += counters[i].flushes.load(std::memory_order_relaxed);
-    stats.flush_objects += counters[i].flush_objects.load(std::memory_order_relaxed);
+    const Counters& of = counters[i];
+    const uint64_t one_in = of.refills_of_one.load(std::memory_order_relaxed);
+    const uint64_t one_out = of.flushes_of_one.load(std::memory_order_relaxed);
+    stats.refills += of.refills.load(std::memory_order_relaxed) + one_in;
+    stats.refill_objects += of.refill_objects.load(std::memory_order_relaxed) + one_in;
+    stats.flushes += of.flushes.load(std::memory_order_relaxed) + one_out;
+    stats.flush_objects += of.flush_objects.load(std::memory_order_relaxed) + one_out;
     stats.capacity_bytes += BudgetUsed(static_cast<int>(i));
     for (unsigned c = 1; c < kNumCachedClasses; ++c) {
       const uint64_t bytes = uint64_t{percpu::HeldBy(static_cast<int>(i), c)} * kClasses[c].size;

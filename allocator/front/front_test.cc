@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/config/config.h"
 #include "allocator/front/budget.h"
@@ -37,7 +38,7 @@ namespace {
 // What the classes of an index really have.
 uint64_t CapacityBytes(int index) {
   uint64_t bytes = 0;
-  for (unsigned c = 1; c < kNumClasses; ++c) {
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
     bytes += uint64_t{percpu::CapacityOf(index, c).now} * ClassSize(c);
   }
   return bytes;
@@ -204,6 +205,31 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
   CheckBooks();
   EXPECT_EQ(grown, percpu::CapacityOf(index, kBusy).now);
   EXPECT_GE(grown, percpu::CapacityOf(index, kBusy).most / 2);
+}
+
+// Large classes that are all in use at once do not take the budget from each other at every miss; one
+// that is alone soon gets it.
+TEST_F(Front, LargeClassesTakeTurns) {
+  const Pinned pinned;
+  constexpr int kRounds = 400;
+  constexpr unsigned kLargeClasses = kNumCachedClasses - kNumClasses;
+  const auto cycle = [](unsigned size_class) {
+    void* const p = Allocate(size_class);
+    ASSERT_NE(p, nullptr);
+    central::MarkCached(p);
+    Deallocate(size_class, p);
+  };
+  const Stats before = ReadStats();
+  for (int round = 0; round < kRounds; ++round) {
+    for (unsigned c = kNumClasses; c < kNumCachedClasses; ++c) cycle(c);
+  }
+  const Stats between = ReadStats();
+  EXPECT_GT(between.flushes - before.flushes, kRounds * kLargeClasses / 2);
+  EXPECT_LT(between.steals - before.steals, kRounds * kLargeClasses / 8);
+  for (int round = 0; round < 2 * kRounds; ++round) cycle(kNumClasses);
+  const Stats after = ReadStats();
+  EXPECT_LT(after.refills - between.refills, 150u);
+  CheckBooks();
 }
 
 // Misses alone bring an index below a budget that was lowered, and up again once it is raised.

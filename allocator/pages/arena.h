@@ -41,6 +41,8 @@ class Arena {
   uintptr_t base() const { return base_.load(std::memory_order_relaxed); }
   size_t first_page() const { return first_page_.load(std::memory_order_relaxed); }
   size_t used_pages() const { return used_pages_; }
+  // The same without the lock.
+  size_t mapped_pages() const { return mapped_pages_.load(std::memory_order_acquire); }
   size_t size_pages() const { return size_pages_; }
   size_t map_bytes() const;  // committed
 

@@ -181,7 +181,10 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
 
   Arena& arena = ArenaOf(span);
   const bool grown = span->returned;
-  CarveOut(arena, span, (span->start + alignment - 1) & ~(alignment - 1), pages, fill);
+  const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
+  // Whoever asked for a block writes to it next.
+  if (size_class == 0 && !grown) __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
+  CarveOut(arena, span, start, pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
@@ -195,7 +198,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   pages::NoteIdle();
   if (grown) {
     heap.grown += Bytes(pages);
-    heap.idle_bound.Taken(Bytes(pages));
+    heap.idle_bound.Taken(Bytes(pages), pages::UsedBytes());
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();
@@ -216,9 +219,21 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
     if (!all_returned) return PageResult::kReentrant;
     result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
   }
-  // Spans of small objects are taken under the lock of their class, which is to be held briefly.
-  if (size_class == 0) pages::Maintain(excess);
+  // Spans of small objects are taken under the lock of their class, which is to be held briefly; the
+  // clock is for those who give.
+  if (size_class == 0 && excess != 0) pages::Maintain(excess);
   return result;
+}
+
+void PageHeap::ExpectGive(const Span* span) {
+  if (Arenas::count() == 0) return;
+  const Arena& arena = Arenas::at(0);
+  const size_t page = arena.PageOf(span->start);
+  const size_t end = page + span->pages;
+  // Neither holds in another arena. Entries before the first page have no memory.
+  if (page <= arena.first_page() || end >= arena.mapped_pages()) return;
+  __builtin_prefetch(arena.SpanAt(page - 1));
+  __builtin_prefetch(arena.SpanAt(end));
 }
 
 PageResult PageHeap::Give(Span* span) {

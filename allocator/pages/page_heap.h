@@ -60,6 +60,10 @@ class PageHeap {
   // Gives a span back. kReentrant leaves it untouched: the caller must try again later.
   static PageResult Give(Span* span);
 
+  // Fetches the neighbours' Spans, which Give looks at: for whoever has something else to do until
+  // then. Among many spans neither they nor their map entries are in the cache.
+  static void ExpectGive(const Span* span);
+
   // Makes a kLarge span longer or shorter where it is. Growing fails with kNoMemory when the pages
   // behind it are in use; pages cut off go back to the heap. Shrinking fails, and changes nothing,
   // only if a Span object is needed and refused.

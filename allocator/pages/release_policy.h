@@ -27,9 +27,6 @@
 namespace pcmalloc {
 
 struct ReleasePolicy {
-  // The most that may be idle: this, or a part of the used memory if that is more.
-  static constexpr uint64_t kIdleBytes = uint64_t{16} << 20;
-  static constexpr uint64_t kIdleDivisor = 8;
   // Shorter ranges are not worth a system call of their own: while there is too much idle memory;
   // once they have been idle for long. Anything goes if somebody asks for it.
   static constexpr size_t kShortestRange = size_t{128} << 10;
@@ -42,55 +39,87 @@ struct ReleasePolicy {
   }
 
   // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
-  // for, so that the heap needs no more memory than at its height. Not for every little.
+  // for, so that the heap needs no more memory than at its height. Not for every little, and not
+  // where what went would only come back: `earned` is IdleBound's.
   static constexpr uint64_t kGrowthStep = uint64_t{1} << 20;
-  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used) {
-    const uint64_t keep = used / kIdleDivisor;
+  static constexpr uint64_t kGrowthDivisor = 8;
+  static constexpr uint64_t BytesForGrowth(uint64_t grown, uint64_t idle, uint64_t used,
+                                           uint64_t earned) {
+    const uint64_t keep = used / kGrowthDivisor > earned ? used / kGrowthDivisor : earned;
     if (grown < kGrowthStep || idle <= keep) return 0;
     return grown < idle - keep ? grown : idle - keep;
   }
 };
 
-// How much may be idle: little, until it turns out that what was returned is needed again at once, as
-// in a heap that breathes.
+// How much may be idle: little, until it turns out that what was returned is needed again at once. A
+// heap that breathes may keep what it breathes with; whether it still does, age will tell.
+//
+//      used   peak  - - /\ - - - - /\ - - - - - - /\ - -
+//                      /  \ first  /  \ from now   /  \      idle + used may be what the peak was
+//                     /    \______/    \_on_______/    \__
+//                           returned     kept
 class IdleBound {
  public:
   // What may be idle whatever is used, and the parts of the used memory that may.
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
-  static constexpr uint64_t kMost = ReleasePolicy::kIdleBytes;
+  static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
-  static constexpr uint64_t kMostDivisor = ReleasePolicy::kIdleDivisor;
+  static constexpr uint64_t kMostDivisor = 8;
 
   constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost)
       : least_(least), most_(most), bytes_(least) {}
 
   constexpr uint64_t For(uint64_t used) const {
-    const uint64_t least = used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
-    const uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
-    return bytes_ < least ? least : bytes_ > most ? most : bytes_;
+    const uint64_t least = Least(used);
+    if (bytes_ <= least) return least;
+    uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
+    if (peak_ > used && peak_ - used > most) most = peak_ - used;
+    return bytes_ > most ? most : bytes_;
   }
 
-  // So much cold memory was taken.
-  constexpr void Taken(uint64_t bytes) { taken_ += bytes; }
+  // The same, but 0 before memory has been needed again.
+  constexpr uint64_t Earned(uint64_t used) const {
+    const uint64_t bytes = For(used);
+    return bytes > Least(used) ? bytes : 0;
+  }
+
+  // So much cold memory was taken, with which so much is used.
+  constexpr void Taken(uint64_t bytes, uint64_t used) {
+    taken_ += bytes;
+    if (used > peak_) peak_ = used;
+  }
 
   // Too much was idle, and so much of it was returned.
   constexpr void Returned(uint64_t bytes, uint64_t used) {
-    bytes_ = For(used);
+    if (bytes_ < Least(used)) bytes_ = Least(used);
     if (taken_ != 0) {  // breathing out again
-      bytes_ = returned_ != 0 && taken_ >= returned_ / 2 ? bytes_ * 2 : bytes_ / 2;
+      if (returned_ != 0 && taken_ >= returned_ / 2) {
+        bytes_ += returned_ > bytes_ ? returned_ : bytes_;
+      } else {
+        bytes_ /= 2;
+      }
       returned_ = taken_ = 0;
     }
     returned_ += bytes;
-    if (returned_ / 4 > bytes_) bytes_ /= 2;  // this is no breath, the heap shrinks
-    bytes_ = For(used);
+    if (returned_ / 4 > bytes_) bytes_ = 0;  // this is no breath, the heap shrinks
+    const uint64_t most = peak_ > most_ ? peak_ : most_;
+    if (bytes_ > most) bytes_ = most;
   }
 
+  // A step of the ages has passed: a peak is forgotten in as many as IdleAges has.
+  constexpr void Age(uint64_t used) { peak_ = used >= peak_ ? used : peak_ - (peak_ - used) / 8; }
+
  private:
+  constexpr uint64_t Least(uint64_t used) const {
+    return used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
+  }
+
   uint64_t least_;
   uint64_t most_;
   uint64_t bytes_;
   uint64_t returned_ = 0;  // since memory was last taken
   uint64_t taken_ = 0;     // since memory was last returned
+  uint64_t peak_ = 0;      // of what is used, fading
 };
 
 // Pages that were idle for some steps and are needed again are taken from the youngest: it is the

@@ -16,26 +16,30 @@ TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStays) {
 
 TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
   constexpr uint64_t kStep = ReleasePolicy::kGrowthStep;
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0), kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0), 10 * kStep);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep), 0u);
-  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep - 1, 10 * kStep, 0, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 0, 0), kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(20 * kStep, 10 * kStep, 0, 0), 10 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(kStep, 10 * kStep, 80 * kStep, 0), 0u);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 0), 5 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 8 * kStep), 2 * kStep);
+  EXPECT_EQ(ReleasePolicy::BytesForGrowth(9 * kStep, 10 * kStep, 40 * kStep, 10 * kStep), 0u);
 }
 
 TEST(IdleBoundTest, RisesWhileWhatWasReturnedIsTakenAgain) {
   IdleBound bound;
   EXPECT_EQ(bound.For(0), IdleBound::kLeast);
-  bound.Taken(1000);
+  bound.Taken(1000, 0);
   bound.Returned(100, 0);
   EXPECT_EQ(bound.For(0), IdleBound::kLeast) << "nothing had been returned";
+  EXPECT_EQ(bound.Earned(0), 0u);
   for (int i = 0; i < 10; ++i) {
-    bound.Taken(60);
+    bound.Taken(60, 0);
     for (int k = 0; k < 4; ++k) bound.Returned(25, 0);
   }
   EXPECT_EQ(bound.For(0), IdleBound::kMost);
+  EXPECT_EQ(bound.Earned(0), IdleBound::kMost);
   for (int i = 0; i < 10; ++i) {
-    bound.Taken(40);
+    bound.Taken(40, 0);
     bound.Returned(100, 0);
   }
   EXPECT_EQ(bound.For(0), IdleBound::kLeast);
@@ -45,7 +49,7 @@ TEST(IdleBoundTest, FallsWhenTheHeapShrinks) {
   IdleBound bound;
   for (int i = 0; i < 10; ++i) {
     bound.Returned(100, 0);
-    bound.Taken(100);
+    bound.Taken(100, 0);
   }
   ASSERT_EQ(bound.For(0), IdleBound::kMost);
   for (int i = 0; i < 20; ++i) bound.Returned(IdleBound::kMost / 2, 0);
@@ -56,12 +60,31 @@ TEST(IdleBoundTest, IsInProportionToTheHeap) {
   constexpr uint64_t kUsed = uint64_t{3200} << 20;
   IdleBound bound;
   EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kLeastDivisor);
+  bound.Returned(100, kUsed);
+  EXPECT_EQ(bound.Earned(kUsed), 0u);
   for (int i = 0; i < 10; ++i) {
     bound.Returned(100, kUsed);
-    bound.Taken(100);
+    bound.Taken(100, kUsed);
   }
   EXPECT_EQ(bound.For(kUsed), kUsed / IdleBound::kMostDivisor);
+  for (int i = 0; i < 100; ++i) bound.Age(0);
   EXPECT_EQ(bound.For(0), IdleBound::kMost);
+}
+
+TEST(IdleBoundTest, WhatIsBreathedStays) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  IdleBound bound;
+  bound.Taken(200 * kMiB, 200 * kMiB);
+  bound.Returned(40 * kMiB, 120 * kMiB);
+  bound.Returned(60 * kMiB, 100 * kMiB);
+  EXPECT_LE(bound.For(100 * kMiB), 4 * kMiB) << "it has not been needed again";
+  bound.Taken(90 * kMiB, 200 * kMiB);
+  bound.Returned(6 * kMiB, 190 * kMiB);
+  EXPECT_GE(bound.For(100 * kMiB), 100 * kMiB) << "less than what went and came";
+  EXPECT_EQ(bound.For(150 * kMiB), 50 * kMiB) << "more than what was used at once";
+  // What is not breathed any more is forgotten.
+  for (unsigned i = 0; i < IdleAges::kSteps; ++i) bound.Age(100 * kMiB);
+  EXPECT_EQ(bound.For(100 * kMiB), IdleBound::kMost);
 }
 
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {

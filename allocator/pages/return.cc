@@ -187,6 +187,7 @@ uint64_t DecayStep(uint64_t now_ms) {
   {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
+    if (heap.idle_clock.Due(now_ms)) heap.idle_bound.Age(UsedBytes());
     due = Bytes(heap.idle_clock.Step(now_ms, decay_ms, IdlePages(), &wait_ms));
     const uint64_t most = DisposableBytes();
     if (due > most) due = most;
@@ -311,7 +312,8 @@ uint64_t ExcessBytes() {
 
 uint64_t GrowthExcess() {
   if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
-  const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes());
+  const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes(),
+                                                        heap.idle_bound.Earned(UsedBytes()));
   heap.grown = 0;
   return excess;
 }

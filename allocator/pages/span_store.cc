@@ -9,9 +9,11 @@
 namespace pcmalloc {
 namespace {
 
-// Whole cache lines, so that the fields that every operation reads lie in one.
-constexpr size_t kStride = (sizeof(Span) + 63) & ~size_t{63};
-constexpr uint32_t kSpans = SpanStore::kBlockBytes / kStride - 1;  // of a block, beside its head
+// The Spans of a block lie side by side, a cache line each, behind its head, and their bits behind
+// them all: what only small blocks need is not in the way, nor resident where there are none.
+constexpr size_t kBits = Span::kMaxObjects / 64;
+constexpr size_t kBytesPerSpan = sizeof(Span) + kBits * sizeof(uint64_t);
+constexpr uint32_t kSpans = (SpanStore::kBlockBytes - sizeof(Span)) / kBytesPerSpan;
 constexpr size_t kLargestChunk = size_t{1} << 20;
 
 // One empty block for so many used ones stays resident, and one more.
@@ -31,15 +33,20 @@ struct SpanStore::Block {
   uint32_t used = 0;
   bool returned = false;  // in returned_: whether the system took the memory
 
-  static_assert(kSpans > 0);
+  static_assert(sizeof(Span) + kSpans * kBytesPerSpan <= kBlockBytes);
   static Block* Of(const Span* span) {
     return reinterpret_cast<Block*>(reinterpret_cast<uintptr_t>(span) & ~(kBlockBytes - 1));
   }
-  void* SpanAt(uint32_t index) { return reinterpret_cast<char*>(this) + (index + 1) * kStride; }
+  Span* spans() { return reinterpret_cast<Span*>(this) + 1; }
+  uint64_t* BitsOf(const Span* span) {
+    return reinterpret_cast<uint64_t*>(spans() + kSpans) +
+           static_cast<size_t>(span - spans()) * kBits;
+  }
 };
 
 // A block for the next Span, in partly_used_.
 SpanStore::Block* SpanStore::NextBlock() {
+  static_assert(sizeof(Block) <= sizeof(Span), "its head has the room of one");
   if (partly_used_.first != nullptr) return partly_used_.first;
   Block* block = empty_.first;
   if (block != nullptr) {
@@ -66,10 +73,11 @@ Span* SpanStore::Take() {
   if (span != nullptr) {
     block->free = span->next;
   } else {
-    span = new (block->SpanAt(block->fresh++)) Span;
+    span = new (block->spans() + block->fresh++) Span;
   }
   if (++block->used == kSpans) partly_used_.Remove(block);
   span->prev = span->next = nullptr;
+  span->free_bits.SetAt(block->BitsOf(span));
   return span;
 }
 

@@ -3,7 +3,8 @@
 // Purpose: where Span objects come from: blocks of metadata with mappings of their own, which give
 //   their memory back while nobody needs them.
 //
-//      block (128 KiB) | head | Span | Span | Span | ... | never used yet |
+//      block (128 KiB) | head | Span | Span | Span | ... | bits | bits | bits | ... |
+//                               \____________________________^  free_bits
 //
 //      partly_used  ->  empty (resident)  ->  returned (all but the first page)  ->  a new block
 //      (where the next Span comes from; a block without a free Span is in no list)
