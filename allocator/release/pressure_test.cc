@@ -57,11 +57,14 @@ class PressureTest : public OwnMachine {
     OwnMachine::TearDown();
   }
 
-  // The heap grows; a slow path follows.
-  void Grow(uint64_t bytes) {
+  void Take(uint64_t bytes) {
     Span* span = nullptr;
     ASSERT_EQ(PageHeap::Take(bytes >> kPageShift, kPageSize, 0, &span), PageResult::kOk);
     spans_.push_back(span);
+  }
+  // The heap grows; a slow path follows.
+  void Grow(uint64_t bytes) {
+    Take(bytes);
     Visit();
   }
   void Shrink() {
@@ -113,6 +116,11 @@ TEST_F(PressureTest, BeginsWhereTheHeapGrowsAndEndsOnTicks) {
   EXPECT_FALSE(SlabHolds());
   EXPECT_EQ(front::Budget(), budget / 4);
   EXPECT_EQ(Rounds(), rounds + 2);
+  Burst(kMiB);  // without growth
+  ASSERT_TRUE(SlabHolds());
+  TickAfter(1'000);
+  EXPECT_FALSE(SlabHolds());
+  EXPECT_EQ(Rounds(), rounds + 3);
   // Nothing grows, yet it ends.
   SetPressure("0.99");
   TickAfter(1'000);
@@ -146,9 +154,9 @@ TEST_F(PressureTest, IsLookedAtOnceASecond) {
 TEST_F(PressureTest, ASmallHeapReadsNothing) {
   SetPressure("50.00");
   for (int i = 0; i < 8; ++i) {
-    Grow(5 * kMiB);
-    TickAfter(1'000);
+    Take(5 * kMiB);
     EXPECT_FALSE(PageHeap::MarkPassed());
+    TickAfter(1'000);
   }
   EXPECT_FALSE(UnderPressure());
   Grow(30 * kMiB);
