@@ -146,9 +146,9 @@ using pcmalloc::Malloc;
 
 extern "C" {
 
-PCM_EXPORT void* malloc(size_t size) { return Malloc(size); }
+PCM_HOT_EXPORT void* malloc(size_t size) { return Malloc(size); }
 
-PCM_EXPORT void free(void* p) { Free(p); }
+PCM_HOT_EXPORT void free(void* p) { Free(p); }
 
 PCM_EXPORT void cfree(void* p) { Free(p); }
 

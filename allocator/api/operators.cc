@@ -64,8 +64,8 @@ void* NewAlignedNothrow(std::align_val_t alignment, size_t size) {
 
 using pcmalloc::Free;
 
-PCM_EXPORT void* operator new(size_t size) { return pcmalloc::New(size); }
-PCM_EXPORT void* operator new[](size_t size) { return pcmalloc::New(size); }
+PCM_HOT_EXPORT void* operator new(size_t size) { return pcmalloc::New(size); }
+PCM_HOT_EXPORT void* operator new[](size_t size) { return pcmalloc::New(size); }
 PCM_EXPORT void* operator new(size_t size, const std::nothrow_t&) noexcept {
   return pcmalloc::NewNothrow(size);
 }
@@ -87,12 +87,12 @@ PCM_EXPORT void* operator new[](size_t size, std::align_val_t alignment,
   return pcmalloc::NewAlignedNothrow(alignment, size);
 }
 
-PCM_EXPORT void operator delete(void* p) noexcept { Free(p); }
-PCM_EXPORT void operator delete[](void* p) noexcept { Free(p); }
+PCM_HOT_EXPORT void operator delete(void* p) noexcept { Free(p); }
+PCM_HOT_EXPORT void operator delete[](void* p) noexcept { Free(p); }
 PCM_EXPORT void operator delete(void* p, const std::nothrow_t&) noexcept { Free(p); }
 PCM_EXPORT void operator delete[](void* p, const std::nothrow_t&) noexcept { Free(p); }
-PCM_EXPORT void operator delete(void* p, size_t) noexcept { Free(p); }
-PCM_EXPORT void operator delete[](void* p, size_t) noexcept { Free(p); }
+PCM_HOT_EXPORT void operator delete(void* p, size_t) noexcept { Free(p); }
+PCM_HOT_EXPORT void operator delete[](void* p, size_t) noexcept { Free(p); }
 PCM_EXPORT void operator delete(void* p, std::align_val_t) noexcept { Free(p); }
 PCM_EXPORT void operator delete[](void* p, std::align_val_t) noexcept { Free(p); }
 PCM_EXPORT void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept {

@@ -5,31 +5,140 @@
 
 #include <atomic>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/numeric/bits.h"
 #include "allocator/base/report.h"
 #include "allocator/central/holes.h"
+#include "allocator/central/shapes.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
 
 namespace pcmalloc {
 namespace {
 
-// offset / object_size by a multiplication. Exact for the first byte of every object of a span of
-// up to 1 MiB (central_list_test tries them all); for other addresses it may be one too high, which
-// the comparison with the object's start notices all the same.
-uint32_t IndexOf(const Span* span, uintptr_t address) {
-  return static_cast<uint32_t>(((address - span->start) * span->object_inverse) >> 32);
-}
-
-[[noreturn]] void BadFree(const char* what, const void* p, const Span* span) {
+// Ends the process with what is wrong with an object that is given back.
+[[noreturn]] ABSL_ATTRIBUTE_NOINLINE void BadFree(unsigned size_class, const void* p) {
+  const Span* const span = SpanOf(p);
   Text<> text;
-  text.Str(what).Str(" of ").Ptr(p);
-  if (span != nullptr && span->state == SpanState::kSmall) {
+  const bool small = span != nullptr && span->state == SpanState::kSmall;
+  Quotient place = {};
+  if (small) {
+    place = Divide(reinterpret_cast<uintptr_t>(p) - span->start, kShapes[span->size_class]);
+  }
+  text.Str(!small || span->size_class != size_class ? "free of a pointer that was not allocated"
+           : !place.exact || place.index >= span->objects
+               ? "free of a pointer into the middle of a block"
+               : "double free");
+  text.Str(" of ").Ptr(p);
+  if (small) {
     text.Str(" (block of ").Bytes(span->object_size).Str(" in the span at ").Hex(span->start);
-    text.Str(", object ").Dec(IndexOf(span, reinterpret_cast<uintptr_t>(p))).Str(")");
+    text.Str(", object ").Dec(place.index).Str(")");
   }
   Fatal(text);
+}
+
+// Puts up to `n` objects of a word of bits, whose first bit stands for the object at `base`, in
+// front of `end` from there down; adds their number to *taken and returns what is left of the word.
+inline uint64_t TakeOfWord(uint64_t bits, uintptr_t base, uintptr_t size, void** end, uint32_t n,
+                           uint32_t* taken) {
+  const unsigned first = static_cast<unsigned>(absl::countr_zero(bits));
+  const uint64_t from_first = bits >> first;
+  if ((from_first & (from_first + 1)) == 0) {
+    // One run: of a fresh span, or of one that has come back whole.
+    const auto length = 64 - static_cast<uint32_t>(absl::countl_zero(from_first));
+    const uint32_t count = length < n ? length : n;
+    uintptr_t address = base + first * size;
+    for (void** const last = end - count; end != last; address += size) {
+      *--end = reinterpret_cast<void*>(address);
+    }
+    *taken += count;
+    return count == length ? 0 : from_first >> count << (count + first);
+  }
+  void** next = end;
+  void** const last = end - n;
+  do {
+    *--next = reinterpret_cast<void*>(base + static_cast<unsigned>(absl::countr_zero(bits)) * size);
+    bits &= bits - 1;
+  } while (bits != 0 && next != last);
+  *taken += static_cast<uint32_t>(end - next);
+  return bits;
+}
+
+// How many of the up to `most` (>= 1) objects from in[0] on follow each other at a distance of
+// `step`.
+inline uint32_t RunLength(void* const* in, uint32_t most, uintptr_t step) {
+  uintptr_t address = reinterpret_cast<uintptr_t>(in[0]);
+  const auto follows = [&](uint32_t i, uintptr_t distance) {
+    return reinterpret_cast<uintptr_t>(in[i]) == address + distance;
+  };
+  uint32_t length = 1;
+  // Four at a time: this is what freeing in order costs.
+  const uintptr_t two = 2 * step, three = 3 * step, four = 4 * step;
+  while (length + 4 <= most && follows(length, step) && follows(length + 1, two) &&
+         follows(length + 2, three) && follows(length + 3, four)) {
+    length += 4;
+    address += four;
+  }
+  for (; length < most && follows(length, step); ++length) address += step;
+  return length;
+}
+
+// Sets the bits of `count` objects from the one numbered `first` on; one that is set already is a
+// double free.
+inline void SetBits(Span* span, uint32_t first, uint32_t count) {
+  while (count != 0) {
+    uint64_t& word = span->free_bits[first / 64];
+    const uint32_t here = count < 64 - first % 64 ? count : 64 - first % 64;
+    const uint64_t mask = (~uint64_t{0} >> (64 - here)) << (first % 64);
+    if (ABSL_PREDICT_FALSE((word & mask) != 0)) {
+      const uint32_t twice =
+          first / 64 * 64 + static_cast<uint32_t>(absl::countr_zero(word & mask));
+      BadFree(span->size_class,
+              reinterpret_cast<void*>(span->start + size_t{twice} * span->object_size));
+    }
+    word |= mask;
+    first += here;
+    count -= here;
+  }
+}
+
+// Gives objects as long as each needs no more than that its bit is set and it is counted; returns
+// how many. The next one is for GiveRun: it lies beside the one before it, or its span is to change
+// its list, or something is wrong with it. A function of its own and without calls, for the
+// registers.
+ABSL_ATTRIBUTE_NOINLINE uint32_t GiveScattered(unsigned size_class, void* const* in, uint32_t n) {
+  const Shape shape = kShapes[size_class];
+  const uint16_t tag = Span::Tag(SpanState::kSmall, size_class);
+  const PrimaryArena& arena = pcmalloc_primary_arena;
+  const uintptr_t base = reinterpret_cast<uintptr_t>(arena.base);
+  const size_t pages = __atomic_load_n(&arena.pages, __ATOMIC_RELAXED);
+  Span* const* const spans = arena.spans;
+  const uintptr_t size = shape.size;
+  const size_t objects = shape.objects;
+  uintptr_t last = 0;
+  void* const* next = in;
+  for (void* const* const end = in + n; next != end; ++next) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(*next);
+    if (address == last + size || address + size == last) break;
+    last = address;
+    const size_t page = (address - base) >> kPageShift;
+    if (ABSL_PREDICT_FALSE(page >= pages)) break;
+    Span* const span = __atomic_load_n(&spans[page], __ATOMIC_RELAXED);
+    if (ABSL_PREDICT_FALSE(span == nullptr || span->tag() != tag)) break;
+    const Quotient place = Divide(address - span->start, shape);
+    if (ABSL_PREDICT_FALSE(!place.exact || place.index >= objects)) break;
+    // All but the bit first: fewer registers are in use at a time.
+    const uint32_t free_objects = span->free_objects + 1;
+    if (ABSL_PREDICT_FALSE(free_objects == span->relist_at)) break;
+    span->free_objects = free_objects;
+    const uint64_t bit = uint64_t{1} << (place.index % 64);
+    uint64_t& word = span->free_bits[place.index / 64];
+    const uint64_t bits = word;
+    if (ABSL_PREDICT_FALSE((bits & bit) != 0)) break;
+    word = bits | bit;
+  }
+  return static_cast<uint32_t>(next - in);
 }
 
 // Of all lists: free objects less holes; the least since it was last asked for.
@@ -47,18 +156,29 @@ uint64_t Positive(int64_t bytes) { return bytes < 0 ? 0 : static_cast<uint64_t>(
 }  // namespace
 
 bool CentralList::IsFree(const Span* span, const void* p) {
-  const uint32_t index = IndexOf(span, reinterpret_cast<uintptr_t>(p));
+  const uint64_t index =
+      Divide(reinterpret_cast<uintptr_t>(p) - span->start, kShapes[span->size_class]).index;
   return index < span->objects && ((span->free_bits[index / 64] >> (index % 64)) & 1) != 0;
 }
 
-unsigned CentralList::ListFor(const Span* span) {
-  const uint64_t eighths = span->free_objects * kLists - 1;
-  return static_cast<unsigned>((eighths * span->objects_inverse) >> 32);
+uint32_t CentralList::ListFor(const Span& span) {
+  return (span.free_objects * kLists - 1) / span.objects;
 }
 
 void CentralList::Insert(Span* span) {
-  span->list_index = ListFor(span);
-  lists_[span->list_index].Insert(span);
+  const uint32_t objects = span->objects;
+  const uint32_t list = ListFor(*span);
+  // The least count that the next list is for, or that of a span that leaves.
+  const uint32_t next = ((list + 1) * objects + kLists) / kLists;
+  span->list_index = static_cast<uint8_t>(list);
+  span->relist_at = next < objects ? next : objects;
+  lists_[list].Insert(span);
+}
+
+void CentralList::Remove(Span* span) {
+  lists_[span->list_index].Remove(span);
+  span->list_index = kNoList;
+  span->relist_at = 1;
 }
 
 void CentralList::BookFree(int64_t objects, int64_t size) {
@@ -81,8 +201,6 @@ uint64_t CentralList::TakenBytes() { return taken_bytes.load(std::memory_order_r
 
 uint64_t CentralList::RefilledBytes() { return refilled_bytes.load(std::memory_order_relaxed); }
 
-void CentralList::Remove(Span* span) { lists_[span->list_index].Remove(span); }
-
 bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   const ClassInfo& info = kClasses[size_class];
   Span* span = nullptr;
@@ -96,12 +214,10 @@ bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
       *shortage = Shortage::kReentrant;
       return false;
   }
-  size_t objects = span->bytes() / info.size;
-  if (objects > Span::kMaxObjects) objects = Span::kMaxObjects;
-  span->objects = span->free_objects = static_cast<uint16_t>(objects);
+  const uint32_t objects = kShapes[size_class].objects;
+  span->objects = static_cast<uint16_t>(objects);
+  span->free_objects = objects;
   span->object_size = info.size;
-  span->object_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + info.size - 1) / info.size);
-  span->objects_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + objects - 1) / objects);
   for (size_t word = 0; word < Span::kMaxObjects / 64; ++word) {
     const size_t first = word * 64;
     span->free_bits[word] = objects >= first + 64 ? ~uint64_t{0}
@@ -134,27 +250,16 @@ uint32_t CentralList::Take(unsigned size_class, void** out, uint32_t n, Shortage
     const uint32_t before = taken;
     const uint32_t size = span->object_size;
     for (uint32_t word = 0; word * 64 < span->objects && taken < n; ++word) {
-      uint64_t bits = span->free_bits[word];
+      const uint64_t bits = span->free_bits[word];
+      if (bits == 0) continue;
       const uintptr_t base = span->start + size_t{word} * 64 * size;
-      if (bits == ~uint64_t{0} && n - taken >= 64) {
-        // A fresh span, or one that has come back in order.
-        void** const last = out + (n - taken) - 1;
-        for (uint32_t k = 0; k < 64; ++k) *(last - k) = reinterpret_cast<void*>(base + k * size);
-        taken += 64;
-        bits = 0;
-      }
-      while (bits != 0 && taken < n) {
-        const unsigned bit = static_cast<unsigned>(absl::countr_zero(bits));
-        out[n - ++taken] = reinterpret_cast<void*>(base + size_t{bit} * size);
-        bits &= bits - 1;
-      }
-      span->free_bits[word] = bits;
+      span->free_bits[word] = TakeOfWord(bits, base, size, out + (n - taken), n - taken, &taken);
     }
-    span->free_objects = static_cast<uint16_t>(span->free_objects - (taken - before));
+    span->free_objects -= taken - before;
     // Its list may be one of fewer free objects now; with none left it is in no list.
     if (span->free_objects == 0) {
       Remove(span);
-    } else if (ListFor(span) != span->list_index) {
+    } else if (ListFor(*span) != span->list_index) {
       Remove(span);
       Insert(span);
     }
@@ -175,23 +280,32 @@ uint32_t CentralList::Leave(Span* span, Span** emptied) {
   return span->objects;
 }
 
-// Books `given` objects of a span whose bits have been set. One that is all free is put on `emptied`:
-// returns how many objects leave the list with it.
-uint32_t CentralList::Settle(Span* span, uint32_t given, Span** emptied) {
-  const bool listed = span->free_objects != 0;
-  span->free_objects = static_cast<uint16_t>(span->free_objects + given);
-  if (ABSL_PREDICT_FALSE(span->away)) return 0;
-  if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) {
-    if (listed) Remove(span);
-    return Leave(span, emptied);
-  }
-  if (!listed) {
-    Insert(span);
-  } else if (ListFor(span) != span->list_index) {
-    Remove(span);
-    Insert(span);
-  }
+uint32_t CentralList::Relist(Span* span, Span** emptied) {
+  if (span->list_index != kNoList) Remove(span);
+  if (ABSL_PREDICT_FALSE(span->free_objects == span->objects)) return Leave(span, emptied);
+  Insert(span);
   return 0;
+}
+
+uint32_t CentralList::GiveRun(unsigned size_class, void* const* in, uint32_t n, Span** emptied,
+                              int64_t* leaving) {
+  const Shape& shape = kShapes[size_class];
+  const uintptr_t address = reinterpret_cast<uintptr_t>(in[0]);
+  // Whether the span holds the object at all the quotient will say.
+  Span* const span = SpanEntryOf(in[0]);
+  const uint16_t tag = Span::Tag(SpanState::kSmall, size_class);
+  if (ABSL_PREDICT_FALSE(span == nullptr || span->tag() != tag)) BadFree(size_class, in[0]);
+  const Quotient place = Divide(address - span->start, shape);
+  if (ABSL_PREDICT_FALSE(!place.exact || place.index >= shape.objects)) BadFree(size_class, in[0]);
+  const auto index = static_cast<uint32_t>(place.index);
+  const uintptr_t step = n > 1 ? reinterpret_cast<uintptr_t>(in[1]) - address : 0;
+  const bool up = step == shape.size;
+  const uint32_t room = up ? shape.objects - index : step == -uintptr_t{shape.size} ? index + 1 : 1;
+  const uint32_t count = RunLength(in, n < room ? n : room, step);
+  SetBits(span, up ? index : index + 1 - count, count);
+  span->free_objects += count;
+  if (span->free_objects >= span->relist_at) *leaving += Relist(span, emptied);
+  return count;
 }
 
 uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
@@ -200,61 +314,9 @@ uint32_t CentralList::Give(unsigned size_class, void* const* in, uint32_t n) {
     LockHolder held(lock_);
     if (!held) return 0;
     int64_t leaving = 0;
-    Span* span = nullptr;
-    uint32_t begin = 0;  // of the run of objects of one span
-    // The word of bits being changed stays in a register: neighbours come one after the other, and
-    // each would wait for the store of the one before.
-    uint32_t word_index = 0;
-    uint64_t word = 0;
-    for (uint32_t i = 0; i < n; ++i) {
-      void* p = in[i];
-      uintptr_t address = reinterpret_cast<uintptr_t>(p);
-      const bool new_run = span == nullptr || address - span->start >= span->bytes();
-      if (new_run) {
-        if (span != nullptr) {
-          span->free_bits[word_index] = word;
-          leaving += Settle(span, i - begin, &emptied);
-        }
-        begin = i;
-        span = QuickSpanOf(p);
-        if (ABSL_PREDICT_FALSE(span == nullptr || span->state != SpanState::kSmall ||
-                               span->size_class != size_class)) {
-          BadFree("free of a pointer that was not allocated", p, span);
-        }
-      }
-      const uint32_t index = IndexOf(span, address);
-      if (ABSL_PREDICT_FALSE(index >= span->objects ||
-                             span->start + size_t{index} * span->object_size != address)) {
-        BadFree("free of a pointer into the middle of a block", p, span);
-      }
-      // A new run has no word to store; which word it begins with no branch could foresee.
-      if (new_run || index / 64 != word_index) {
-        if (!new_run) span->free_bits[word_index] = word;
-        word_index = index / 64;
-        word = span->free_bits[word_index];
-      }
-      uint64_t bit = uint64_t{1} << (index % 64);
-      if (ABSL_PREDICT_FALSE((word & bit) != 0)) BadFree("double free", p, span);
-      word |= bit;
-      // Programs free much in the order in which they got it, or backwards: a step of one object is
-      // a step of one bit, as long as the word lasts.
-      const uintptr_t size = span->object_size;
-      const uintptr_t end = span->start + span->objects * size;
-      for (; i + 1 < n; ++i) {
-        const uintptr_t next = reinterpret_cast<uintptr_t>(in[i + 1]);
-        const uint64_t next_bit = next == address + size && next < end ? bit << 1
-                                  : next == address - size             ? bit >> 1
-                                                                       : 0;
-        if (next_bit == 0) break;
-        if (ABSL_PREDICT_FALSE((word & next_bit) != 0)) BadFree("double free", in[i + 1], span);
-        word |= next_bit;
-        bit = next_bit;
-        address = next;
-      }
-    }
-    if (span != nullptr) {
-      span->free_bits[word_index] = word;
-      leaving += Settle(span, n - begin, &emptied);
+    for (uint32_t i = 0; i < n;) {
+      i += GiveScattered(size_class, in + i, n - i);
+      if (i < n) i += GiveRun(size_class, in + i, n - i, &emptied, &leaving);
     }
     BookFree(n - leaving, kClasses[size_class].size);
   }
@@ -321,6 +383,7 @@ bool CentralList::Detach(unsigned size_class, Span* span, size_t shortest, uint6
   *units = UnitsToReturn(size_class, span, shortest);
   if (*units == 0) return false;
   Remove(span);
+  span->relist_at = kNever;
   span->away = true;
   return true;
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "allocator/pages/page_heap.h"
@@ -100,6 +101,67 @@ TEST(CentralList, TheCountsAddUp) {
   EXPECT_EQ(list.spans(), 0u);
 }
 
+// Runs up and down, across words and spans, with holes and in disorder: against a model that knows
+// which objects are free, span by span.
+TEST(CentralList, EveryBitAndCountIsRight) {
+  std::mt19937 random(3);
+  for (const unsigned c : {2u, 4u, 30u, 100u, kNumClasses - 1}) {
+    SCOPED_TRACE(c);
+    CentralList list;
+    const uint32_t n = 5 * ObjectsInASpan(c) / 2;
+    std::vector<void*> held = TakeSome(list, c, n);
+    std::set<void*> out(held.begin(), held.end());
+    // So that no span leaves.
+    std::set<const Span*> spans;
+    std::set<void*> kept;
+    for (void* p : held) {
+      if (spans.insert(SpanOf(p)).second) kept.insert(p);
+    }
+    for (int round = 0; round < 60; ++round) {
+      std::vector<void*> given;
+      const uint32_t every = 1 + random() % 20;
+      for (void* p : out) {
+        if (kept.count(p) == 0 && (every == 1 || random() % every != 0)) given.push_back(p);
+      }
+      given.resize(random() % (given.size() + 1));
+      const unsigned order = random() % 5;
+      if (order == 1) std::reverse(given.begin(), given.end());
+      if (order == 2) std::shuffle(given.begin(), given.end(), random);
+      if (order == 3 && !given.empty()) {
+        std::rotate(given.begin(), given.begin() + static_cast<ptrdiff_t>(random() % given.size()),
+                    given.end());
+      }
+      if (order == 4) {
+        for (size_t i = 0; i < given.size(); i += 10) {
+          std::swap(given[i], given[random() % given.size()]);
+        }
+      }
+      ASSERT_EQ(list.Give(c, given.data(), static_cast<uint32_t>(given.size())), given.size());
+      for (void* p : given) out.erase(p);
+      for (const Span* span : spans) {
+        uint32_t free = 0;
+        for (uint32_t i = 0; i < span->objects; ++i) {
+          void* p = reinterpret_cast<void*>(span->start + size_t{i} * span->object_size);
+          ASSERT_EQ(CentralList::IsFree(span, p), out.count(p) == 0);
+          free += out.count(p) == 0;
+        }
+        ASSERT_EQ(span->free_objects, free);
+        if (free != 0) {
+          ASSERT_EQ(span->list_index, (free * 8 - 1) / span->objects);
+        }
+      }
+      for (void* p :
+           TakeSome(list, c, static_cast<uint32_t>(random() % (list.free_objects() + 1)))) {
+        ASSERT_TRUE(out.insert(p).second);
+      }
+    }
+    EXPECT_EQ(list.spans(), spans.size());
+    const std::vector<void*> rest(out.begin(), out.end());
+    EXPECT_EQ(list.Give(c, rest.data(), static_cast<uint32_t>(rest.size())), rest.size());
+    EXPECT_EQ(list.spans(), 0u);
+  }
+}
+
 // So that the others empty out.
 TEST(CentralList, TakesFromTheFullestSpan) {
   CentralList list;
@@ -161,6 +223,35 @@ TEST_P(CentralListDeathTest, DoubleFree) {
   Give(list, c, objects[1]);
   EXPECT_DEATH(Give(list, c, objects[1]), "double free of 0x.*object 0\\)");
   Give(list, c, objects[0]);
+}
+
+// In a batch in order, up and down, and in disorder; the message names the one.
+TEST_P(CentralListDeathTest, MisuseWithinABatch) {
+  CentralList list;
+  const unsigned c = GetParam();
+  std::vector<void*> objects = TakeSome(list, c, ObjectsInASpan(c));
+  std::reverse(objects.begin(), objects.end());
+  const auto n = static_cast<uint32_t>(objects.size());
+  // A run does not go on behind the span's last object.
+  std::vector<void*> beyond = {objects[n - 2], objects[n - 1],
+                               Inside(objects[n - 1], ClassSize(c))};
+  EXPECT_DEATH(list.Give(c, beyond.data(), 3), "free of a pointer");
+  std::vector<void*> before = {objects[1], objects[0],
+                               reinterpret_cast<char*>(objects[0]) - ClassSize(c)};
+  EXPECT_DEATH(list.Give(c, before.data(), 3), "free of a pointer");
+  Give(list, c, objects[2]);
+  EXPECT_DEATH(list.Give(c, objects.data(), n), "double free of 0x.*object 2\\)");
+  std::vector<void*> down(objects.rbegin(), objects.rend());
+  EXPECT_DEATH(list.Give(c, down.data(), n), "double free of 0x.*object 2\\)");
+  // Neither is beside the one before it.
+  std::vector<void*> apart = {objects[0], objects[2]};
+  EXPECT_DEATH(list.Give(c, apart.data(), 2), "double free of 0x.*object 2\\)");
+  apart = {objects[0], objects[3], objects[0]};
+  EXPECT_DEATH(list.Give(c, apart.data(), 3), "double free of 0x.*object 0\\)");
+  std::vector<void*> twice = {objects[0], objects[1], objects[0]};
+  EXPECT_DEATH(list.Give(c, twice.data(), 3), "double free of 0x.*object 0\\)");
+  objects.erase(objects.begin() + 2);
+  list.Give(c, objects.data(), n - 1);
 }
 
 TEST_P(CentralListDeathTest, MiddleOfABlock) {

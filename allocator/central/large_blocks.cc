@@ -28,8 +28,9 @@ uint32_t TakeLarge(unsigned size_class, void** out, uint32_t n, Shortage* shorta
 
 uint32_t GiveLarge(void* const* in, uint32_t n) {
   for (uint32_t given = 0; given < n; ++given) {
-    Span* span = QuickSpanOf(in[given]);
-    PCMALLOC_CHECK(span != nullptr && span->state != SpanState::kFree);
+    Span* span = SpanEntryOf(in[given]);
+    PCMALLOC_CHECK(span != nullptr && span->start == reinterpret_cast<uintptr_t>(in[given]) &&
+                   span->state != SpanState::kFree);
     // What is refused waits as a block in use that is freed again later.
     SetState(span, SpanState::kLarge);
     if (PageHeap::Give(span) == PageResult::kReentrant) return given;

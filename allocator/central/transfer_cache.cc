@@ -41,14 +41,65 @@ struct TransferCache {
   uint32_t least = 0;  // smallest count since Evict last looked: so many were not needed
 };
 
+// The stacks of all classes. In a small heap each class has a few objects here: the lowest slots of
+// all classes lie side by side, or every class would touch a page of its own.
+struct Slots {
+  static constexpr uint32_t kLow = 64;
+  void* low[kNumClasses][kLow];
+  void* high[kNumClasses][kSlots - kLow];
+};
+
+// A part of one class's stack.
+class Stack {
+ public:
+  Stack(Slots* slots, unsigned size_class)
+      : low_(slots->low[size_class]), high_(slots->high[size_class]) {}
+
+  void Write(uint32_t at, void* const* in, uint32_t n) const {
+    const uint32_t below = Below(at, n);
+    if (below != 0) memcpy(low_ + at, in, below * sizeof(void*));
+    if (below < n) memcpy(High(at + below), in + below, (n - below) * sizeof(void*));
+  }
+
+  void Read(uint32_t at, void** out, uint32_t n) const {
+    const uint32_t below = Below(at, n);
+    if (below != 0) memcpy(out, low_ + at, below * sizeof(void*));
+    if (below < n) memcpy(out + below, High(at + below), (n - below) * sizeof(void*));
+  }
+
+  // Moves what lies above the `n` lowest of `count` objects down to the bottom.
+  void DropLowest(uint32_t n, uint32_t count) const {
+    void* some[kEvictedAtOnce];
+    for (uint32_t at = n; at < count;) {
+      const uint32_t left = count - at;
+      const uint32_t step = left < kEvictedAtOnce ? left : kEvictedAtOnce;
+      Read(at, some, step);
+      Write(at - n, some, step);
+      at += step;
+    }
+  }
+
+ private:
+  static uint32_t Below(uint32_t at, uint32_t n) {
+    const uint32_t room = at < Slots::kLow ? Slots::kLow - at : 0;
+    return n < room ? n : room;
+  }
+  void** High(uint32_t at) const { return high_ + (at - Slots::kLow); }
+
+  void** const low_;
+  void** const high_;
+};
+
 struct Shard {
   TransferCache caches[kNumClasses];
-  void* (*slots)[kSlots];  // a row a class
+  Slots* slots;
+
+  Stack StackOf(unsigned size_class) const { return Stack(slots, size_class); }
 };
 
 // Not in the struct, whose locks are not all zero: a megabyte of zeros would lie in the file.
-constinit void* first_slots[kNumClasses][kSlots] = {};
-constinit Shard first_shard = {{}, first_slots};
+constinit Slots first_slots = {};
+constinit Shard first_shard = {{}, &first_slots};
 constinit std::atomic<Shard*> shards[kMaxShards] = {&first_shard};
 constinit std::atomic<unsigned> open_shards{1};  // the highest and one
 // A fork must not find a shard that its preparation has not seen.
@@ -86,9 +137,9 @@ void SetCount(TransferCache& cache, unsigned size_class, uint32_t count) {
 // Needs the lock. Takes `n` of the objects at the bottom, which have waited longest, into `out`.
 void TakeOldest(Shard& shard, unsigned size_class, void** out, uint32_t n) {
   TransferCache& cache = shard.caches[size_class];
-  void** const slots = shard.slots[size_class];
-  memcpy(out, slots, n * sizeof(void*));
-  memmove(slots, slots + n, (cache.count - n) * sizeof(void*));
+  const Stack stack = shard.StackOf(size_class);
+  stack.Read(0, out, n);
+  stack.DropLowest(n, cache.count);
   SetCount(cache, size_class, cache.count - n);
 }
 
@@ -145,10 +196,16 @@ size_t Empty(Shard& shard, unsigned size_class) {
   if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
   LockHolder held(cache.lock);
   if (!held) return 0;
-  const uint32_t given = lists[size_class].Give(size_class, shard.slots[size_class], cache.count);
-  if (given == 0) return 0;  // all or nothing
-  SetCount(cache, size_class, 0);
-  return given * ClassSize(size_class);
+  void* items[kEvictedAtOnce];
+  size_t bytes = 0;
+  while (cache.count != 0) {
+    const uint32_t n = cache.count < kEvictedAtOnce ? cache.count : kEvictedAtOnce;
+    shard.StackOf(size_class).Read(cache.count - n, items, n);
+    if (lists[size_class].Give(size_class, items, n) == 0) break;  // all or nothing
+    SetCount(cache, size_class, cache.count - n);
+    bytes += n * ClassSize(size_class);
+  }
+  return bytes;
 }
 
 template <typename Function>
@@ -176,7 +233,7 @@ bool OpenShard(unsigned shard) {
     return false;
   }
   Shard* const made = new (static_cast<char*>(memory) + kSlotBytes) Shard;
-  made->slots = static_cast<void*(*)[kSlots]>(memory);
+  made->slots = static_cast<Slots*>(memory);
   shards[shard].store(made, std::memory_order_release);
   if (open_shards.load(std::memory_order_relaxed) <= shard) {
     open_shards.store(shard + 1, std::memory_order_relaxed);
@@ -200,7 +257,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage, u
     LockHolder held(cache.lock);
     if (held) {
       taken = cache.count < n ? cache.count : n;
-      memcpy(out, &own.slots[size_class][cache.count - taken], taken * sizeof(void*));
+      own.StackOf(size_class).Read(cache.count - taken, out, taken);
       SetCount(cache, size_class, cache.count - taken);
     }
   }
@@ -218,7 +275,7 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) 
     if (held) {
       const uint32_t room = CapacityOf(size_class) - cache.count;
       given = room < n ? room : n;
-      memcpy(&own.slots[size_class][cache.count], in, given * sizeof(void*));
+      own.StackOf(size_class).Write(cache.count, in, given);
       SetCount(cache, size_class, cache.count + given);
     }
   }

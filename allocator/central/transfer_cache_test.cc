@@ -55,6 +55,50 @@ TEST_F(TransferCache, TheLastGivenIsTakenFirst) {
   GiveAll(9, again);
 }
 
+// The same for a deep stack, in pieces of all kinds.
+TEST_F(TransferCache, DeepStacksKeepTheirOrder) {
+  const std::vector<void*> objects = TakeSome(9, 1000);
+  std::vector<void*> stack;
+  std::mt19937 random(1);
+  for (int step = 0; step < 2000; ++step) {
+    const uint32_t n = 1 + random() % 128;
+    if (random() % 2 == 0 && stack.size() + n <= objects.size()) {
+      const std::vector<void*> piece(objects.begin() + static_cast<ptrdiff_t>(stack.size()),
+                                     objects.begin() + static_cast<ptrdiff_t>(stack.size() + n));
+      GiveAll(9, piece);
+      stack.insert(stack.end(), piece.begin(), piece.end());
+    } else if (stack.size() >= n) {
+      const std::vector<void*> piece = TakeSome(9, n);
+      ASSERT_EQ(piece, std::vector<void*>(stack.end() - n, stack.end())) << stack.size();
+      stack.resize(stack.size() - n);
+    }
+    ASSERT_EQ(ClassStats(9).transfer_objects, stack.size());
+  }
+  GiveAll(
+      9, std::vector<void*>(objects.begin() + static_cast<ptrdiff_t>(stack.size()), objects.end()));
+}
+
+// What goes down for want of room is what has waited longest; the rest stays as it was.
+TEST_F(TransferCache, TheOldestGoDown) {
+  constexpr unsigned kDeep = 16;  // 256 bytes: 1000 of them are half of what all may hold
+  const std::vector<void*> objects = TakeSome(kDeep, 1000);
+  const std::vector<void*> others = TakeSome(kDeep + 1, 963);
+  const std::vector<void*> more = TakeSome(kDeep + 2, 100);
+  GiveAll(kDeep, objects);
+  GiveAll(kDeep + 1, others);
+  GiveAll(kDeep + 2, more);  // too much
+  const size_t left = ClassStats(kDeep).transfer_objects + ClassStats(kDeep + 1).transfer_objects;
+  ASSERT_LT(left, 1963u);
+  for (const auto& [size_class, all] :
+       {std::pair(kDeep, &objects), std::pair(kDeep + 1, &others)}) {
+    const uint32_t n = static_cast<uint32_t>(ClassStats(size_class).transfer_objects);
+    if (n == 0) continue;
+    const std::vector<void*> stay = TakeSome(size_class, n);
+    EXPECT_EQ(stay, std::vector<void*>(all->end() - n, all->end()));
+    GiveAll(size_class, stay);
+  }
+}
+
 TEST_F(TransferCache, WhatIsMissingComesFromTheSpans) {
   const std::vector<void*> some = TakeSome(9, 20);
   GiveAll(9, some);

@@ -4,6 +4,8 @@
 #include <atomic>
 
 #include "allocator/front/deferred.h"
+#include "allocator/front/demand.h"
+#include "allocator/front/per_cpu.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
@@ -11,16 +13,12 @@
 namespace pcmalloc::front {
 namespace {
 
-struct alignas(64) Books {
-  std::atomic<int64_t> used{0};     // bytes; capacity * size over all classes
-  std::atomic<uint32_t> victim{0};  // where the search for capacity to take goes on
-};
-constinit Books books[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> steals{0};
 constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
 constexpr unsigned kVictimsLookedAt = 16;
+constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it.
 int64_t Limit() {
@@ -32,8 +30,8 @@ int64_t Limit() {
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
   const int32_t change = percpu::SetCapacity(index, size_class, wanted);
-  books[index].used.fetch_add(int64_t{change} * kClasses[size_class].size,
-                              std::memory_order_relaxed);
+  of_cpu[index].books.used.fetch_add(int64_t{change} * kClasses[size_class].size,
+                                     std::memory_order_relaxed);
   return before + static_cast<uint32_t>(change);
 }
 
@@ -41,7 +39,7 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 // last slot goes too: one slot of each class is more than the budget, and a class that nobody uses
 // any more must not keep the others small for good.
 void Steal(int index, unsigned for_class, int64_t bytes) {
-  Books& book = books[index];
+  Books& book = of_cpu[index].books;
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
     const unsigned c =
         1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
@@ -53,10 +51,10 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
     bytes -= int64_t{before - after} * kClasses[c].size;
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
     // down.
-    void* items[kMaxBatch];
+    void* items[kStolenAtOnce];
     const uint32_t held = percpu::HeldBy(index, c);
     if (held <= after) continue;
-    const uint32_t surplus = held - after < kMaxBatch ? held - after : kMaxBatch;
+    const uint32_t surplus = held - after < kStolenAtOnce ? held - after : kStolenAtOnce;
     Return(c, items, percpu::PopBatch(c, items, surplus));
   }
 }
@@ -76,7 +74,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   if (wanted > capacity.most) wanted = capacity.most;
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
-  const std::atomic<int64_t>& used = books[index].used;
+  const std::atomic<int64_t>& used = of_cpu[index].books.used;
   const int64_t limit = Limit();
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
@@ -93,11 +91,11 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 void BookTaken(int index, const uint32_t* slots) {
   int64_t bytes = 0;
   for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
-  books[index].used.fetch_sub(bytes, std::memory_order_relaxed);
+  of_cpu[index].books.used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {
-  const int64_t used = books[index].used.load(std::memory_order_relaxed);
+  const int64_t used = of_cpu[index].books.used.load(std::memory_order_relaxed);
   return used < 0 ? 0 : static_cast<uint64_t>(used);
 }
 

@@ -3,8 +3,8 @@
 // Purpose: how many bytes of objects a CPU's slab may hold in all, and which class gets how much of
 //   it.
 //
-//      capacity of a class: 0 -> 8 slots -> doubled at every miss -> what the geometry allows,
-//      as long as the CPU's budget lasts; then taken, half at a time, from classes in turn.
+//      capacity of a class: 0 -> 8 slots -> doubled, when demand.h says so -> what the geometry
+//      allows, as long as the CPU's budget lasts; then taken, half at a time, from classes in turn.
 //
 // Invariants: the books change only by what SetCapacity has really changed, so concurrent threads
 //   on one CPU cannot book a change twice.
@@ -27,9 +27,6 @@ inline constexpr size_t kHeapDivisor = 8;
 // takes from the others; what is held already stays until it is drained. Async-signal-safe.
 size_t Budget();
 void SetBudget(size_t bytes);
-
-// Slots that a class gets at first.
-inline constexpr uint32_t kFirstCapacity = 8;
 
 // Raises the capacity of a class on an index after a miss; returns the capacity now in force.
 uint32_t GrowCapacity(int index, unsigned size_class);

@@ -3,12 +3,15 @@
 
 #include <atomic>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
+#include "allocator/front/demand.h"
 #include "allocator/front/locality.h"
+#include "allocator/front/per_cpu.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
@@ -22,7 +25,8 @@ constexpr size_t kMostBytesOfAClass = size_t{1} << 20;
 constexpr uint32_t kMostSlots = 2048;
 constexpr uint32_t kFewestSlots = 4;
 constexpr uint32_t kCompactSlots = 24;
-// Misses of a CPU whose class has all the slots of the compact geometry, before it is left.
+constexpr uint32_t kMiddleSlots = kMaxBatch;
+// Misses of a CPU whose class deserves more slots than the geometry has, before it is left.
 constexpr uint32_t kCrampedMisses = 32;
 
 // Of large classes, whose blocks are spans of their own, a few slots fill the budget: several that are
@@ -30,19 +34,6 @@ constexpr uint32_t kCrampedMisses = 32;
 // page heap that it is to save. So one full stack in so many makes one of them grow.
 constexpr uint32_t kFullPerLargeGrowth = 8;
 
-// Misses of one index; on a line of its own because every CPU counts its own.
-struct alignas(64) Counters {
-  std::atomic<uint64_t> refills{0};
-  std::atomic<uint64_t> refill_objects{0};
-  std::atomic<uint64_t> flushes{0};
-  std::atomic<uint64_t> flush_objects{0};
-  std::atomic<uint64_t> refills_of_one{0};  // not among those above
-  std::atomic<uint64_t> flushes_of_one{0};
-  std::atomic<uint32_t> cramped{0};
-  std::atomic<uint32_t> large_full{0};
-};
-static_assert(sizeof(Counters) == 64);
-constinit Counters counters[percpu::kMaxCpus];
 constinit std::atomic<uint64_t> direct{0};
 constinit std::atomic<uint64_t> drains{0};
 
@@ -65,12 +56,6 @@ int ReadyIndex() {
   return index;
 }
 
-uint32_t BatchFor(unsigned size_class, uint32_t capacity) {
-  const uint32_t half = capacity / 2 + 1;
-  const uint32_t batch = kClasses[size_class].batch;
-  return half < batch ? half : batch;
-}
-
 uint32_t SlotsFor(unsigned size_class) {
   const size_t slots = kMostBytesOfAClass / kClasses[size_class].size;
   return slots > kMostSlots     ? kMostSlots
@@ -78,29 +63,50 @@ uint32_t SlotsFor(unsigned size_class) {
                                 : static_cast<uint32_t>(slots);
 }
 
-// GrowCapacity, and the move to the wide geometry where that is what it takes.
-uint32_t Grow(int index, unsigned size_class) {
-  const uint32_t capacity = GrowCapacity(index, size_class);
-  if (capacity != kCompactSlots || percpu::CapacityOf(index, size_class).most != kCompactSlots ||
-      SlotsFor(size_class) == kCompactSlots) {
-    return capacity;
+percpu::Geometry AtMost(uint32_t slots) {
+  percpu::Geometry geometry = {};
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
+    const uint32_t wanted = SlotsFor(c);
+    geometry.capacity[c] = wanted < slots ? wanted : slots;
   }
-  std::atomic<uint32_t>& cramped = counters[index].cramped;
-  const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
-  cramped.store(misses, std::memory_order_relaxed);
-  if (misses < kCrampedMisses) return capacity;
-  cramped.store(0, std::memory_order_relaxed);
-  percpu::TryResize(index, MakeGeometry(), Return);
-  return capacity;
+  return geometry;
 }
 
-// Grow for a stack of a large class that is full. A miss of malloc does without: it brings one block,
-// which goes to the caller.
-uint32_t GrowLarge(int index, unsigned size_class, uint32_t capacity) {
-  std::atomic<uint32_t>& full = counters[index].large_full;
+// What a miss is answered with.
+struct Answer {
+  uint32_t batch;  // objects to move
+  bool grown;      // there are more slots now
+};
+
+Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
+  const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
+  const Demand demand = NoteMiss(index, size_class, miss, capacity.now, SlotsFor(size_class));
+  uint32_t slots = capacity.now;
+  if (demand.grow) {
+    if (slots < capacity.most) {
+      slots = GrowCapacity(index, size_class);
+    } else {
+      std::atomic<uint32_t>& cramped = of_cpu[index].counters.cramped;
+      const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
+      const bool move = misses >= kCrampedMisses;
+      cramped.store(move ? 0 : misses, std::memory_order_relaxed);
+      if (move) {
+        percpu::TryResize(
+            index, capacity.most < kMiddleSlots ? AtMost(kMiddleSlots) : MakeGeometry(), Return);
+      }
+    }
+  }
+  return {BatchFor(size_class, slots, demand.one_way), slots > capacity.now};
+}
+
+// Of a stack of a large class that is full. 0 objects: it has no slots.
+Answer AnswerLargeMiss(int index, unsigned size_class) {
+  const uint32_t slots = percpu::CapacityOf(index, size_class).now;
+  std::atomic<uint32_t>& full = of_cpu[index].counters.large_full;
   const uint32_t before = full.load(std::memory_order_relaxed);
   full.store(before + 1, std::memory_order_relaxed);
-  return before % kFullPerLargeGrowth == 0 ? Grow(index, size_class) : capacity;
+  const uint32_t now = before % kFullPerLargeGrowth == 0 ? GrowCapacity(index, size_class) : slots;
+  return {now == 0 ? 0 : BatchFor(size_class, now, /*one_way=*/false), now > slots};
 }
 
 void* Emergency(unsigned size_class, Shortage shortage) {
@@ -111,47 +117,57 @@ void* Emergency(unsigned size_class, Shortage shortage) {
   return EmergencyTake(size, alignment < kPageSize ? alignment : kPageSize);
 }
 
-}  // namespace
+// The batches, in functions of their own: what grows a class has one on the stack too, and the
+// stack may be a signal handler's.
 
-percpu::Geometry MakeGeometry() {
-  percpu::Geometry geometry = {};
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) geometry.capacity[c] = SlotsFor(c);
-  return geometry;
-}
-
-percpu::Geometry MakeCompactGeometry() {
-  percpu::Geometry geometry = {};
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
-    geometry.capacity[c] = SlotsFor(c) < kCompactSlots ? SlotsFor(c) : kCompactSlots;
-  }
-  return geometry;
-}
-
-void* Allocate(unsigned size_class) {
-  const int index = ReadyIndex();
-  Shortage shortage;
+// Takes `wanted` objects from below: one for the caller, the rest into the slab.
+ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wanted) {
   void* items[kMaxBatch];
-  if (index < 0) {
-    Count(direct);
-    if (central::Take(size_class, items, 1, &shortage, NearShard()) == 1) return items[0];
-    return Emergency(size_class, shortage);
-  }
-  // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
-  if (percpu::PopBatch(size_class, items, 1) == 1) return items[0];
-  const uint32_t wanted =
-      size_class >= kNumClasses ? 1 : BatchFor(size_class, Grow(index, size_class));
+  Shortage shortage;
   const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   if (got == 1) {
-    Count(counters[index].refills_of_one);
+    Count(of_cpu[index].counters.refills_of_one);
     return items[0];
   }
-  Count(counters[index].refills);
-  Count(counters[index].refill_objects, got);
+  Count(of_cpu[index].counters.refills);
+  Count(of_cpu[index].counters.refill_objects, got);
   // The last is what a pop after a push of all would give.
   const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
   Return(size_class, items + pushed, got - 1 - pushed);
   return items[got - 1];
+}
+
+// Gives `wanted` objects of the slab down.
+ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
+  void* items[kMaxBatch];
+  const uint32_t taken = percpu::PopBatch(size_class, items, wanted);
+  Count(of_cpu[index].counters.flushes);
+  Count(of_cpu[index].counters.flush_objects, taken);
+  Return(size_class, items, taken);
+}
+
+}  // namespace
+
+percpu::Geometry MakeGeometry() { return AtMost(kMostSlots); }
+
+percpu::Geometry MakeCompactGeometry() { return AtMost(kCompactSlots); }
+
+void* Allocate(unsigned size_class) {
+  const int index = ReadyIndex();
+  void* item;
+  if (index < 0) {
+    Count(direct);
+    Shortage shortage;
+    if (central::Take(size_class, &item, 1, &shortage, NearShard()) == 1) return item;
+    return Emergency(size_class, shortage);
+  }
+  // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
+  if (percpu::PopBatch(size_class, &item, 1) == 1) return item;
+  // Of a large class it brings one block, which goes to the caller: slots would not help.
+  const uint32_t wanted =
+      size_class >= kNumClasses ? 1 : AnswerMiss(index, size_class, Miss::kEmpty).batch;
+  return Refill(index, size_class, wanted);
 }
 
 void Deallocate(unsigned size_class, void* p) {
@@ -163,20 +179,15 @@ void Deallocate(unsigned size_class, void* p) {
   }
   if (size_class >= kNumClasses) central::ExpectGive(p);
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
-  const uint32_t before = percpu::CapacityOf(index, size_class).now;
-  const uint32_t capacity =
-      size_class >= kNumClasses ? GrowLarge(index, size_class, before) : Grow(index, size_class);
-  if (capacity > before && percpu::PushBatch(size_class, &p, 1) == 1) return;
-  if (capacity == 0) {
-    Count(counters[index].flushes_of_one);
+  const Answer answer = size_class >= kNumClasses ? AnswerLargeMiss(index, size_class)
+                                                  : AnswerMiss(index, size_class, Miss::kFull);
+  if (answer.grown && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  if (answer.batch == 0) {
+    Count(of_cpu[index].counters.flushes_of_one);
     Return(size_class, &p, 1);
     return;
   }
-  void* items[kMaxBatch];
-  Count(counters[index].flushes);
-  const uint32_t taken = percpu::PopBatch(size_class, items, BatchFor(size_class, capacity));
-  Count(counters[index].flush_objects, taken);
-  Return(size_class, items, taken);
+  Flush(index, size_class, answer.batch);
   if (percpu::PushBatch(size_class, &p, 1) == 0) Return(size_class, &p, 1);
 }
 
@@ -203,7 +214,7 @@ void Trim() {
 Stats ReadStats() {
   Stats stats = {};
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    const Counters& of = counters[i];
+    const Counters& of = of_cpu[i].counters;
     const uint64_t one_in = of.refills_of_one.load(std::memory_order_relaxed);
     const uint64_t one_out = of.flushes_of_one.load(std::memory_order_relaxed);
     stats.refills += of.refills.load(std::memory_order_relaxed) + one_in;

@@ -4,7 +4,7 @@
 //   full or closed; how much each class may hold on each CPU.
 //
 //      Allocate (miss)  --> make the slab / register the thread, if that was why
-//                       --> grow the class's capacity, within the CPU's budget
+//                       --> grow the class's capacity, if that pays, within the CPU's budget
 //                       --> central::Take a batch: one for the caller, the rest into the slab
 //      Deallocate (full)--> grow, else take a batch out of the slab and central::Give it
 //
@@ -26,8 +26,8 @@ namespace pcmalloc::front {
 percpu::Geometry MakeGeometry();
 
 // The same for a CPU that has just begun: every stack it touches is a page of the wide geometry, so a
-// small process would pay for tables of mostly empty slots. After some misses for want of slots the
-// slab moves to the wide one.
+// small process would pay for tables of mostly empty slots. Where classes deserve more slots than that
+// the slab moves to one of 128 slots a class, and then to the wide one.
 percpu::Geometry MakeCompactGeometry();
 
 // A block of the class, or null without memory.

@@ -23,6 +23,7 @@
 #include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
+#include "allocator/front/demand.h"
 #include "allocator/front/locality.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
@@ -94,6 +95,15 @@ class Pinned {
   cpu_set_t before_;
 };
 
+// Takes a thousand blocks and gives them back, again and again.
+void SwingWidely(unsigned size_class, int times) {
+  std::vector<void*> blocks(1000);
+  for (int i = 0; i < times; ++i) {
+    for (void*& p : blocks) p = Allocate(size_class);
+    for (void* p : blocks) Deallocate(size_class, p);
+  }
+}
+
 TEST_F(Front, BlocksOfEveryClass) {
   for (unsigned c = 1; c < kNumClasses; ++c) {
     std::vector<void*> blocks;
@@ -142,11 +152,65 @@ TEST_F(Front, ACrampedSlabBecomesWide) {
   std::vector<void*> blocks;
   for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kClass));
   EXPECT_EQ(percpu::CapacityOf(index, kClass).most, compact);
-  for (int i = 0; i < 5000; ++i) blocks.push_back(Allocate(kClass));
-  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, MakeGeometry().capacity[kClass]);
+  // One way only: what a batch needs is enough.
+  for (int i = 0; i < 50000; ++i) blocks.push_back(Allocate(kClass));
+  const uint32_t middle = percpu::CapacityOf(index, kClass).most;
+  EXPECT_GT(middle, compact);
+  EXPECT_LT(middle, MakeGeometry().capacity[kClass]);
   EXPECT_EQ(std::set<void*>(blocks.begin(), blocks.end()).size(), blocks.size());
   for (void* p : blocks) Deallocate(kClass, p);
-  EXPECT_GT(percpu::CapacityOf(index, kClass).now, compact);
+  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, middle);
+  SwingWidely(kClass, 500);
+  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, MakeGeometry().capacity[kClass]);
+  EXPECT_GT(percpu::CapacityOf(index, kClass).now, middle);
+}
+
+// By the real clock: some misses every other millisecond give a class nothing beyond its first slots.
+TEST_F(Front, RareMissesGrowNothing) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 7;
+  Deallocate(kClass, Allocate(kClass));
+  const int index = percpu::CurrentIndex();
+  ShrinkIndex(index);
+  usleep(10000);  // whatever was frequent before is no more
+  const Stats before = ReadStats();
+  for (int round = 0; round < 100; ++round) {
+    usleep(2000);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 40; ++i) blocks.push_back(Allocate(kClass));
+    for (void* p : blocks) Deallocate(kClass, p);
+  }
+  EXPECT_GT(ReadStats().refills - before.refills, 300u);
+  EXPECT_EQ(percpu::CapacityOf(index, kClass).now, kFirstCapacity);
+  SwingWidely(kClass, 500);
+  EXPECT_GT(percpu::CapacityOf(index, kClass).now, 100u);
+}
+
+// Half of the slots at a miss, all of them once a class has missed three times the same way.
+TEST_F(Front, OneWayMovesAllThereIsRoomFor) {
+  const Pinned pinned;
+  constexpr unsigned kClass = 9;
+  Deallocate(kClass, Allocate(kClass));
+  const int index = percpu::CurrentIndex();
+  ShrinkIndex(index);
+  std::vector<void*> blocks;
+  const auto step = [&blocks] {
+    const Stats before = ReadStats();
+    blocks.push_back(Allocate(kClass));
+    const Stats after = ReadStats();
+    return after.refill_objects - before.refill_objects;
+  };
+  std::vector<uint64_t> moved;
+  for (int i = 0; i < 60; ++i) {
+    usleep(1000);
+    if (const uint64_t n = step(); n != 0) moved.push_back(n);
+  }
+  ASSERT_EQ(percpu::CapacityOf(index, kClass).now, kFirstCapacity);
+  ASSERT_GE(moved.size(), 6u);
+  EXPECT_EQ(moved[0], kFirstCapacity / 2 + 1);
+  EXPECT_EQ(moved[4], kFirstCapacity);
+  EXPECT_EQ(moved[5], kFirstCapacity);
+  for (void* p : blocks) Deallocate(kClass, p);
 }
 
 TEST_F(Front, AFullStackGivesABatchDown) {

@@ -2,7 +2,11 @@
 #include "allocator/observe/stats.h"
 
 #include <fcntl.h>
+#include <stddef.h>
+#include <string.h>
 #include <unistd.h>
+
+#include <type_traits>
 
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
@@ -18,17 +22,28 @@ namespace {
 
 // One list drives both forms, so that they cannot differ.
 enum class Kind { kCount, kBytes };
+// No pointers: each would be a relocation, and the page of it a private one, in every process.
 struct Row {
-  const char* key;    // JSON
-  const char* label;  // table
+  char key[20];    // JSON
+  char label[26];  // table
   Kind kind;
-  uint64_t (*value)(const Snapshot&);
+  uint16_t offset;  // of a uint64_t in the snapshot
+
+  uint64_t Of(const Snapshot& snapshot) const {
+    uint64_t value;
+    memcpy(&value, reinterpret_cast<const char*>(&snapshot) + offset, sizeof(value));
+    return value;
+  }
 };
 
-#define PCM_ROW(key, label, kind, field)                                          \
-  {                                                                               \
-    key, label, Kind::kind, [](const Snapshot& s) -> uint64_t { return s.field; } \
-  }
+template <typename Field>
+constexpr uint16_t Checked(size_t offset) {
+  static_assert(std::is_same_v<Field, uint64_t>);
+  return static_cast<uint16_t>(offset);
+}
+
+#define PCM_ROW(key, label, kind, field) \
+  { key, label, Kind::kind, Checked<decltype(Snapshot{}.field)>(offsetof(Snapshot, field)) }
 
 constexpr Row kRows[] = {
     PCM_ROW("small_operations", "small operations", kCount, small_operations),
@@ -136,7 +151,7 @@ void PrintTable(const Snapshot& snapshot, TextBuffer& out) {
   out.Str("  reason").Pad(28).Str(snapshot.reason).Str("\n");
   out.Str("  background thread").Pad(28).Str(snapshot.background.state).Str("\n");
   for (const Row& row : kRows) {
-    const uint64_t value = row.value(snapshot);
+    const uint64_t value = row.Of(snapshot);
     out.Str("  ").Str(row.label).Pad(28);
     if (row.kind == Kind::kBytes && value == release::kNoLimit) {
       out.Str("none");
@@ -157,7 +172,7 @@ void PrintJson(const Snapshot& snapshot, TextBuffer& out) {
   out.Str(", \"background_thread\": ");
   AppendJsonString(snapshot.background.state, out);
   for (const Row& row : kRows) {
-    out.Str(", \"").Str(row.key).Str("\": ").Dec(row.value(snapshot));
+    out.Str(", \"").Str(row.key).Str("\": ").Dec(row.Of(snapshot));
   }
   out.Str("}");
 }

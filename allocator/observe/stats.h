@@ -24,8 +24,8 @@ struct Snapshot {
   uint64_t fast_operations;
   uint64_t aborts;
   uint64_t emergency_blocks;
-  unsigned slabs;
-  unsigned cpu_bound;
+  uint64_t slabs;
+  uint64_t cpu_bound;
   uint64_t slab_bytes;
   uint64_t transfer_bytes;
   uint64_t central_bytes;

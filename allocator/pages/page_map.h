@@ -65,14 +65,14 @@ unsigned ClassOf(const void* p);
 // kLarge or kFree span answer rightly or null. Never a span that does not hold `p`.
 Span* SpanOf(const void* p);
 
-// The same, inline for the primary arena: for whoever looks up many.
-inline Span* QuickSpanOf(const void* p) {
+// What the span map has for the page of `p`: the span that holds it; or, unless that is kSmall, one
+// that did in earlier times, or null. Inline for the primary arena: for whoever looks up many.
+inline Span* SpanEntryOf(const void* p) {
   const PrimaryArena& arena = pcmalloc_primary_arena;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  const size_t page = (address - reinterpret_cast<uintptr_t>(arena.base)) >> kPageShift;
+  const size_t page =
+      (reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena.base)) >> kPageShift;
   if (page >= __atomic_load_n(&arena.pages, __ATOMIC_RELAXED)) return SpanOf(p);
-  Span* span = __atomic_load_n(&arena.spans[page], __ATOMIC_RELAXED);
-  return span != nullptr && address - span->start < span->bytes() ? span : nullptr;
+  return __atomic_load_n(&arena.spans[page], __ATOMIC_RELAXED);
 }
 
 // Whether the address lies in any arena's used part, the maps not counted.

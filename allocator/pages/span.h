@@ -60,18 +60,28 @@ struct alignas(64) Span {
   bool zeroed;         // kFree, or fresh from PageHeap::Take: every byte reads as zero
   bool returned;       // kFree: the memory is with the operating system
   // kSmall: the fields of allocator/central.
-  uint16_t objects;          // how many the span was cut into
-  uint16_t free_objects;     // how many of them have their bit set below
-  uint32_t object_size;      // bytes
-  uint32_t object_inverse;   // 2^32 / object_size rounded up: index = offset * inverse >> 32
-  uint32_t objects_inverse;  // 2^32 / objects rounded up, the same for shares of `objects`
-  uint8_t list_index;        // which occupancy list of its central list the span is in
-  bool maps_returned;        // kFree: the memory of its entries in the arena's maps is, too
-  bool away;                 // kSmall: in no list while memory inside of it is being returned
-  FreeBits free_bits;        // kSmall: kMaxObjects bits, elsewhere in the SpanStore's block
-  uint64_t holes;            // kSmall: parts of it without memory, a bit each (see central/holes.h)
+  uint16_t objects;       // how many the span was cut into
+  uint32_t free_objects;  // how many of them have their bit set below
+  uint32_t object_size;   // bytes
+  uint32_t relist_at;     // how many free objects take it to another list, or to the page heap
+  uint8_t list_index;     // which occupancy list of its central list the span is in
+  bool maps_returned;     // kFree: the memory of its entries in the arena's maps is, too
+  bool away;              // kSmall: in no list while memory inside of it is being returned
+  FreeBits free_bits;     // kSmall: kMaxObjects bits, elsewhere in the SpanStore's block
+  uint64_t holes;         // kSmall: parts of it without memory, a bit each (see central/holes.h)
 
   bool in_use() const { return state == SpanState::kSmall || state == SpanState::kLarge; }
+  // State and class in one, for whoever compares them for many spans.
+  static uint16_t Tag(SpanState state, unsigned size_class) {
+    const uint8_t bytes[] = {static_cast<uint8_t>(state), static_cast<uint8_t>(size_class)};
+    return __builtin_bit_cast(uint16_t, bytes);
+  }
+  uint16_t tag() const {
+    static_assert(offsetof(Span, size_class) == offsetof(Span, state) + 1);
+    uint16_t tag;
+    __builtin_memcpy(&tag, &state, sizeof(tag));
+    return tag;
+  }
   size_t bytes() const { return static_cast<size_t>(pages) << kPageShift; }
   uintptr_t end() const { return start + bytes(); }
 };

@@ -21,11 +21,19 @@ LIBRARY_COPTS = [
     "-U_FORTIFY_SOURCE",
 ]
 
-def pcm_library(name, copts = [], **kwargs):
-    """A layer of the allocator: cc_library with the flags that every layer shares."""
+def pcm_library(name, copts = [], cold = False, **kwargs):
+    """A layer of the allocator: cc_library with the flags that every layer shares.
+
+    Args:
+      name: of the library.
+      copts: more flags.
+      cold: nothing in it runs often, so it is compiled to be small: in a small process the pages of
+        the library's text are a part of its memory that shows.
+      **kwargs: of cc_library.
+    """
     native.cc_library(
         name = name,
-        copts = LIBRARY_COPTS + copts,
+        copts = LIBRARY_COPTS + (["-Os"] if cold else []) + copts,
         linkstatic = True,
         **kwargs
     )

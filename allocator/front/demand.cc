@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocator/front/demand.h"
+
+#include "allocator/front/per_cpu.h"
+#include "allocator/sizes/size_classes.h"
+
+namespace pcmalloc::front {
+
+constinit PerCpu of_cpu[percpu::kMaxCpus];
+
+namespace {
+
+// In misses. A stack with all the slots that a class may ever have takes 16 batches: a longer swing
+// than this it would hardly notice.
+constexpr uint8_t kLongestSwing = 100;
+constexpr uint8_t kOneWay = 3;
+
+constexpr uint8_t kFullBit = 128;
+constexpr uint8_t kLongestRun = 127;
+
+}  // namespace
+
+uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
+  const uint32_t room = one_way && capacity != 0 ? capacity : capacity / 2 + 1;
+  const uint32_t batch = kClasses[size_class].batch;
+  return room < batch ? room : batch;
+}
+
+Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
+                uint64_t (*clock)()) {
+  PerCpu& state = of_cpu[index];
+  std::atomic<uint8_t>& entry = state.runs[size_class];
+  const uint8_t kind = miss == Miss::kFull ? kFullBit : 0;
+  const uint8_t before = entry.load(std::memory_order_relaxed);
+  const uint8_t run = before & kLongestRun;
+  const bool turned = (before & kFullBit) != kind;
+  const uint8_t now = turned ? 1 : run < kLongestRun ? run + 1 : run;
+  entry.store(kind | now, std::memory_order_relaxed);
+
+  Demand demand = {capacity < most, now >= kOneWay};
+  if (capacity < kFirstCapacity || capacity >= most) return demand;
+  const bool batch_grows = capacity < kClasses[size_class].batch;
+  // Misses that no capacity would avoid make nothing frequent.
+  if (run > kLongestSwing && !batch_grows) {
+    demand.grow = false;
+  } else {
+    const bool matters = turned || batch_grows;
+    const uint32_t cost = MissNanoseconds(BatchFor(size_class, capacity, demand.one_way));
+    demand.grow = state.rate.Note(cost, matters, clock) && matters;
+  }
+  return demand;
+}
+
+}  // namespace pcmalloc::front

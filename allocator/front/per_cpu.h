@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Purpose: all that this layer knows of a CPU, side by side: in a small process each of these pages is
+//   one of a few hundred.
+//
+//      of_cpu   [0: counters | books | demand ][1 ...    256 bytes each, on lines of its own
+//
+// Invariants: zeros mean a CPU that was never used; nothing touches it before.
+// Cost: a page for each 16 neighbouring CPUs that are used.
+#ifndef PCMALLOC_ALLOCATOR_FRONT_PER_CPU_H_
+#define PCMALLOC_ALLOCATOR_FRONT_PER_CPU_H_
+
+#include <stdint.h>
+
+#include <atomic>
+
+#include "allocator/front/demand.h"
+#include "allocator/sizes/size_classes.h"
+#include "percpu/slab.h"
+
+namespace pcmalloc::front {
+
+struct Counters {
+  std::atomic<uint64_t> refills{0};
+  std::atomic<uint64_t> refill_objects{0};
+  std::atomic<uint64_t> flushes{0};
+  std::atomic<uint64_t> flush_objects{0};
+  std::atomic<uint64_t> refills_of_one{0};  // not among those above
+  std::atomic<uint64_t> flushes_of_one{0};
+  std::atomic<uint32_t> cramped{0};     // misses for which the slab's geometry had no slots
+  std::atomic<uint32_t> large_full{0};  // full stacks of large classes
+};
+
+struct Books {
+  std::atomic<int64_t> used{0};     // bytes; capacity * size over all classes
+  std::atomic<uint32_t> victim{0};  // where the search for capacity to take goes on
+};
+
+struct alignas(64) PerCpu {
+  Counters counters;
+  Books books;
+  MissRate rate;
+  // For each class: its last miss, and how many of that kind there were on end.
+  std::atomic<uint8_t> runs[kNumCachedClasses]{};
+};
+
+static_assert(sizeof(PerCpu) == 256);
+
+extern PerCpu of_cpu[percpu::kMaxCpus];
+
+}  // namespace pcmalloc::front
+
+#endif  // PCMALLOC_ALLOCATOR_FRONT_PER_CPU_H_
