@@ -129,6 +129,7 @@ void* Run(void*) {
   }
   ForgetMaintenance();
   PageHeap::SetHelped(true);
+  SetWatched(true);
   const uint64_t period = PeriodMs(GetConfig().decay);
   Sleep(period);
   while (filtered || !AloneInTheProcess()) {
@@ -147,6 +148,7 @@ void* Run(void*) {
     attention.store(Attention::kNone, std::memory_order_relaxed);
   }
   PageHeap::SetHelped(false);
+  SetWatched(false);
   // The last words: from here on another may be started.
   state.store("watching", std::memory_order_relaxed);
   attention.store(Attention::kWatch, std::memory_order_release);
@@ -265,8 +267,10 @@ void PayAttention(bool may_start) {
   const uint32_t visit = visits.load(std::memory_order_relaxed) + 1;
   visits.store(visit, std::memory_order_relaxed);
   if (visit % kVisitsPerTick == 0) {
+    const uint64_t now_ms = os::CoarseMilliseconds();
     PageHeap::Tick();
-    (void)central::DecayHoles(os::CoarseMilliseconds(), kStretchesPerTick);
+    (void)central::DecayHoles(now_ms, kStretchesPerTick);
+    OnTick(now_ms);
   }
   if (seen == Attention::kWatch && may_start) Watch();
 }
@@ -278,6 +282,7 @@ void ForgetThread() {
   if (was[0] == 'o') return;
   Remember();
   PageHeap::SetHelped(false);
+  SetWatched(false);
   wanted_anyway.store(false, std::memory_order_relaxed);
   started.store(0, std::memory_order_relaxed);
   wakeups.store(0, std::memory_order_relaxed);

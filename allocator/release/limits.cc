@@ -10,7 +10,6 @@
 #include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
-#include "allocator/os/clock.h"
 #include "allocator/pages/page_heap.h"
 #include "percpu/slabs.h"
 
@@ -22,6 +21,7 @@ constexpr uint64_t kWorthReading = uint64_t{64} << 20;
 
 constexpr uint64_t kCgroupEveryMs = 10'000;
 constexpr uint64_t kPressureEveryMs = 1'000;
+constexpr uint64_t kMarkEveryMs = 1'000;
 
 // Hundredths of a percent of the last ten seconds.
 constexpr int kPressureBegins = 500;
@@ -42,14 +42,50 @@ constinit std::atomic<uint64_t> pressure_rounds{0};
 
 // Of the background thread alone.
 constinit uint64_t next_cgroup_ms = 0;
-constinit uint64_t next_pressure_ms = 0;
+
+// Of whoever has the turn: the background thread or, where there is none, slow paths.
+constinit std::atomic<bool> turn_taken{false};
 constinit char pressure_file[kPathBytes] = "";
+constinit std::atomic<uint64_t> next_pressure_ms{0};  // read without the turn, too
+
+// Of slow paths where there is no thread.
+constinit std::atomic<bool> look_owed{false};  // the heap grew too soon after the last look
+constinit std::atomic<uint64_t> next_mark_ms{0};
+constinit Bytes marked_at{0};  // the footprint that growth is measured from
 
 constinit char files_root[kPathBytes] = "";
 
 constinit std::atomic<bool> files_forbidden{false};
+constinit std::atomic<bool> watched{false};
 
 bool ReadsFiles() { return GetConfig().cgroup && !files_forbidden.load(std::memory_order_relaxed); }
+
+// Without decay there are no ticks, on which pressure would end.
+bool SlowPathsLook() {
+  return !watched.load(std::memory_order_relaxed) && GetConfig().decay != kNever && ReadsFiles();
+}
+
+// A time that is further away than it can have been set is due too: a child of fork may live in
+// another time namespace.
+bool IsDue(uint64_t at_ms, uint64_t now_ms, uint64_t every_ms) {
+  return now_ms >= at_ms || at_ms - now_ms > every_ms;
+}
+
+// The right to read files and to change what the next reader finds, for a scope. Never waits: who
+// finds it taken, by another thread or by what a signal interrupted, does without.
+class Turn {
+ public:
+  Turn() : mine_(!turn_taken.exchange(true, std::memory_order_acquire)) {}
+  ~Turn() {
+    if (mine_) turn_taken.store(false, std::memory_order_release);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  explicit operator bool() const { return mine_; }
+
+ private:
+  const bool mine_;
+};
 
 uint64_t Least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
@@ -75,18 +111,26 @@ uint64_t BudgetInForce() {
     const uint64_t share = limit / 8 / CpuCount();
     budget = Least(budget, share < kLeastBudget ? kLeastBudget : share);
   }
-  if (pressed.load(std::memory_order_relaxed)) budget /= 4;
+  if (UnderPressure()) budget /= 4;
   return budget;
+}
+
+// The footprint at which the group's limit is read next.
+uint64_t ReadingDue() {
+  const uint64_t reading = read_at.load(std::memory_order_relaxed);
+  return reading == 0 ? kWorthReading : reading * 2;
 }
 
 // Where the heap's growth is looked at next.
 void SetMark(uint64_t footprint) {
   const uint64_t limit = LimitInForce();
   const uint64_t step = footprint / 16 < (1 << 20) ? 1 << 20 : footprint / 16;
-  const uint64_t beyond = footprint > limit ? footprint + step : limit;
-  const uint64_t reading = read_at.load(std::memory_order_relaxed);
-  const uint64_t files = reading == 0 ? kWorthReading : reading * 2;
-  PageHeap::SetMark(ReadsFiles() ? Least(beyond, files) : beyond);
+  const uint64_t further = footprint + step;
+  uint64_t mark = footprint > limit ? further : limit;
+  if (ReadsFiles()) mark = Least(mark, ReadingDue());
+  if (SlowPathsLook()) mark = Least(mark, further < kWorthReading ? kWorthReading : further);
+  marked_at.store(footprint, std::memory_order_relaxed);
+  PageHeap::SetMark(mark);
 }
 
 // Objects that caches hold beyond the present budget go down, everything free goes out.
@@ -109,7 +153,7 @@ void Apply() {
   const uint64_t budget = BudgetInForce();
   const bool lowered = budget < front::Budget();
   front::SetBudget(budget);
-  const uint64_t limit = pressed.load(std::memory_order_relaxed) ? 0 : LimitInForce();
+  const uint64_t limit = UnderPressure() ? 0 : LimitInForce();
   const uint64_t most = hard.load(std::memory_order_relaxed);
   PageHeap::SetLimits(limit, most);
   const uint64_t footprint = PageHeap::Footprint();
@@ -123,11 +167,35 @@ void Apply() {
 }
 
 // Returns whether the limit is another than before.
-bool ReadFiles(uint64_t footprint, Cgroup* cgroup) {
+bool ReadFiles(uint64_t footprint) {
   read_at.store(footprint < kWorthReading ? kWorthReading : footprint, std::memory_order_relaxed);
-  if (!ReadCgroup(files_root, cgroup)) return false;
-  const uint64_t before = cgroup_limit.exchange(cgroup->limit_bytes, std::memory_order_relaxed);
-  return before != cgroup->limit_bytes;
+  Turn turn;
+  Cgroup cgroup;
+  if (!turn || !ReadCgroup(files_root, &cgroup)) return false;
+  TextBuffer(pressure_file, sizeof(pressure_file)).Str(cgroup.pressure);
+  const uint64_t before = cgroup_limit.exchange(cgroup.limit_bytes, std::memory_order_relaxed);
+  return before != cgroup.limit_bytes;
+}
+
+enum class Pressure {
+  kNothing,    // there is none, or it is too early to look
+  kGoesOn,     // there was some and still is
+  kOtherwise,  // it has begun, or ended
+};
+
+Pressure LookAtPressure(uint64_t now_ms) {
+  Turn turn;
+  if (!turn || !IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs)) {
+    return Pressure::kNothing;
+  }
+  next_pressure_ms.store(now_ms + kPressureEveryMs, std::memory_order_relaxed);
+  look_owed.store(false, std::memory_order_relaxed);
+  const int stalled = ReadPressure(pressure_file);
+  const bool was = pressed.load(std::memory_order_relaxed);
+  const bool is = stalled >= (was ? kPressureEnds : kPressureBegins);
+  pressed.store(is, std::memory_order_relaxed);
+  if (is) pressure_rounds.fetch_add(1, std::memory_order_relaxed);
+  return is != was ? Pressure::kOtherwise : is ? Pressure::kGoesOn : Pressure::kNothing;
 }
 
 }  // namespace
@@ -161,18 +229,35 @@ void SetPercpuCache(uint64_t bytes) {
 uint64_t SoftLimit() { return soft.load(std::memory_order_relaxed); }
 uint64_t HardLimit() { return hard.load(std::memory_order_relaxed); }
 
-void OnGrowth() {
+void OnGrowth(uint64_t now_ms) {
   const uint64_t footprint = PageHeap::Footprint();
-  const uint64_t reading = read_at.load(std::memory_order_relaxed);
-  if (ReadsFiles() && footprint >= (reading == 0 ? kWorthReading : reading * 2)) {
-    Cgroup cgroup;
-    if (ReadFiles(footprint, &cgroup)) {
-      Apply();
-      return;
-    }
+  const bool changed = ReadsFiles() && footprint >= ReadingDue() && ReadFiles(footprint);
+  Pressure pressure = Pressure::kNothing;
+  if (footprint >= kWorthReading && SlowPathsLook()) {
+    look_owed.store(true, std::memory_order_relaxed);
+    pressure = LookAtPressure(now_ms);
   }
-  if (footprint > LimitInForce()) Relieve();
+  if (changed || pressure == Pressure::kOtherwise) {
+    Apply();
+    return;
+  }
+  if (pressure == Pressure::kGoesOn || footprint > LimitInForce()) Relieve();
   SetMark(PageHeap::Footprint());
+}
+
+void OnTick(uint64_t now_ms) {
+  if (read_at.load(std::memory_order_relaxed) == 0 || !SlowPathsLook()) return;
+  if (UnderPressure() || look_owed.load(std::memory_order_relaxed)) {
+    if (!IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs)) return;
+    const Pressure pressure = LookAtPressure(now_ms);
+    if (pressure == Pressure::kOtherwise) Apply();
+    if (pressure == Pressure::kGoesOn) Relieve();
+  } else if (IsDue(next_mark_ms.load(std::memory_order_relaxed), now_ms, kMarkEveryMs)) {
+    // A heap that has become smaller grows from there.
+    next_mark_ms.store(now_ms + kMarkEveryMs, std::memory_order_relaxed);
+    const uint64_t footprint = PageHeap::Footprint();
+    if (footprint < marked_at.load(std::memory_order_relaxed)) SetMark(footprint);
+  }
 }
 
 void WatchMachine(uint64_t now_ms) {
@@ -180,28 +265,33 @@ void WatchMachine(uint64_t now_ms) {
   bool changed = false;
   if (now_ms >= next_cgroup_ms) {
     next_cgroup_ms = now_ms + kCgroupEveryMs;
-    Cgroup cgroup;
-    changed = ReadFiles(PageHeap::Footprint(), &cgroup);
-    TextBuffer(pressure_file, sizeof(pressure_file)).Str(cgroup.pressure);
+    changed = ReadFiles(PageHeap::Footprint());
   }
-  if (now_ms >= next_pressure_ms) {
-    next_pressure_ms = now_ms + kPressureEveryMs;
-    const int stalled = ReadPressure(pressure_file);
-    const bool was = UnderPressure();
-    const bool is = stalled >= (was ? kPressureEnds : kPressureBegins);
-    pressed.store(is, std::memory_order_relaxed);
-    changed |= is != was;
-    if (is) {
-      pressure_rounds.fetch_add(1, std::memory_order_relaxed);
-      if (!changed) Relieve();
-    }
+  const Pressure pressure = LookAtPressure(now_ms);
+  if (changed || pressure == Pressure::kOtherwise) {
+    Apply();
+  } else if (pressure == Pressure::kGoesOn) {
+    Relieve();
   }
-  if (changed) Apply();
 }
 
-void LeaveFilesAlone() { files_forbidden.store(true, std::memory_order_relaxed); }
+void SetWatched(bool by_thread) {
+  watched.store(by_thread, std::memory_order_relaxed);
+  SetMark(PageHeap::Footprint());
+}
 
-bool UnderPressure() { return pressed.load(std::memory_order_relaxed); }
+void ForgetWatchers() {
+  turn_taken.store(false, std::memory_order_relaxed);
+  ForgetReaders();
+}
+
+void LeaveFilesAlone() {
+  files_forbidden.store(true, std::memory_order_relaxed);
+  // Nobody would see the end of it.
+  if (pressed.load(std::memory_order_relaxed)) Apply();
+}
+
+bool UnderPressure() { return pressed.load(std::memory_order_relaxed) && ReadsFiles(); }
 
 void SetFilesRoot(const char* root) { TextBuffer(files_root, sizeof(files_root)).Str(root); }
 

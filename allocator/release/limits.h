@@ -15,8 +15,10 @@
 //   what caches hold, and metadata.
 //
 // Invariants: all figures are atomic; async-signal-safe; a limit below what is in use takes nothing
-//   away from anybody.
-// Cost: none on any path; applying limits stops each CPU in use once if caches have to shrink.
+//   away from anybody. Files are read by one at a time; who comes second goes on without.
+// Cost: none on hit paths. Slow paths without a thread: some loads each tick; from 64 MiB on, in a
+//   heap that grows, three system calls a second. Applying limits stops each CPU in use once if
+//   caches have to shrink.
 #ifndef PCMALLOC_ALLOCATOR_RELEASE_LIMITS_H_
 #define PCMALLOC_ALLOCATOR_RELEASE_LIMITS_H_
 
@@ -37,13 +39,27 @@ uint64_t SoftLimit();
 uint64_t HardLimit();
 
 // The heap has grown past the mark that the last call set: reads the cgroup's limit if that was not
-// done at such a size yet, gives back what is idle if the heap is above its soft limit.
-void OnGrowth();
+// done at such a size yet, gives back what is idle if the heap is above its soft limit. Where no
+// thread watches, also looks at the pressure once the heap has 64 MiB, but not within a second of
+// the last look. The time is that of os::CoarseMilliseconds().
+void OnGrowth(uint64_t now_ms);
+
+// Now and then on slow paths where no thread watches: looks at the pressure, at most every second,
+// as long as there is some, or once if growth came too soon for a look; else sees, every second,
+// whether the heap has become smaller, because growth is measured from there.
+void OnTick(uint64_t now_ms);
 
 // For the background thread: the cgroup's limit every ten seconds, the pressure every second.
 void WatchMachine(uint64_t now_ms);
 
-// From now on no files are read: the process may not be allowed to.
+// Whether there is a thread that calls WatchMachine; none at first. Slow paths look at the pressure
+// where there is none, but not with decay:never.
+void SetWatched(bool by_thread);
+
+// In the child of a fork whose parent's other threads may have been reading.
+void ForgetWatchers();
+
+// From now on no files are read: the process may not be allowed to. Ends what pressure there is.
 void LeaveFilesAlone();
 
 // Whether the last look found memory short: then the next must not be put off for ever.

@@ -4,65 +4,25 @@
 // files are the test's own.
 #include "allocator/release/maintenance.h"
 
-#include <sched.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include <filesystem>
-#include <fstream>
-#include <string>
-#include <vector>
 
-#include "allocator/central/transfer_cache.h"
-#include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/limits.h"
-#include "allocator/sizes/size_classes.h"
+#include "allocator/release/own_machine.h"
 #include "gtest/gtest.h"
-#include "percpu/slabs.h"
-#include "rseq/rseq.h"
 
 namespace pcmalloc::release {
 namespace {
 
-constexpr uint64_t kMiB = uint64_t{1} << 20;
-constexpr uint64_t kDecayMs = 8000;
-constexpr uint64_t kPeriodMs = 1000;
-constexpr unsigned kClass = 13;  // 208 bytes
-
-std::string* root;
-uint64_t now_ms = 1'000'000'000;
-
-void Write(const std::string& path, const std::string& content) {
-  std::filesystem::create_directories(std::filesystem::path(*root + path).parent_path());
-  std::ofstream(*root + path) << content;
-}
-
-void SetPressure(const char* percent) {
-  Write("/proc/pressure/memory", std::string("some avg10=") + percent + " avg60=0.00\n");
-}
-
-// Holds objects of a class for the length of a test, and makes the caches hold some.
-class MaintenanceTest : public ::testing::Test {
+class MaintenanceTest : public OwnMachine {
  protected:
   void SetUp() override {
-    sched_getaffinity(0, sizeof(before_), &before_);
-    int cpu = 0;
-    while (!CPU_ISSET(cpu, &before_)) ++cpu;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
-    SetPressure("0.00");
-    front::Trim();
-    PageHeap::Release(SIZE_MAX);
-    now_ms += 1'000'000;
+    OwnMachine::SetUp();
     ForgetMaintenance();
     Maintain(now_ms);
   }
-  void TearDown() override { sched_setaffinity(0, sizeof(before_), &before_); }
 
   // Time passes, with a look a period and whatever else is due.
   uint64_t Pass(uint64_t ms) {
@@ -73,20 +33,6 @@ class MaintenanceTest : public ::testing::Test {
     }
     return wait;
   }
-
-  static void Burst(size_t bytes) {
-    std::vector<void*> blocks;
-    for (size_t taken = 0; taken < bytes; taken += ClassSize(kClass)) {
-      blocks.push_back(front::Allocate(kClass));
-      memset(blocks.back(), 1, ClassSize(kClass));
-    }
-    for (void* p : blocks) front::Deallocate(kClass, p);
-  }
-  static bool SlabHolds() { return percpu::HeldBy(percpu::CurrentIndex(), kClass) != 0; }
-  static uint64_t InTransfer() { return central::ClassStats(kClass).transfer_objects; }
-
- private:
-  cpu_set_t before_;
 };
 
 TEST_F(MaintenanceTest, WhatNobodyUsesGoesAndThenThereIsNothingToDo) {
@@ -162,7 +108,7 @@ TEST_F(MaintenanceTest, AMachineThatDoesNotTellIsNotUnderPressure) {
   SetPressure("50.00");
   Pass(kPeriodMs);
   ASSERT_TRUE(UnderPressure());
-  std::filesystem::remove(*root + "/proc/pressure/memory");
+  std::filesystem::remove(Real("/proc/pressure/memory"));
   Pass(kPeriodMs);
   EXPECT_FALSE(UnderPressure());
 }
@@ -204,7 +150,7 @@ TEST_F(MaintenanceTest, GrowthReadsTheGroupsLimit) {
   EXPECT_FALSE(PageHeap::TakeMark());
   Span* span = nullptr;
   ASSERT_EQ(PageHeap::Take((130 * kMiB) >> kPageShift, kPageSize, 0, &span), PageResult::kOk);
-  OnGrowth();
+  OnGrowth(now_ms);
   EXPECT_EQ(ReadLimitStats().cgroup_bytes, 100 * kMiB);
   // Above its limit already: the next mark is a step further, not here.
   EXPECT_FALSE(PageHeap::MarkPassed());
@@ -224,22 +170,3 @@ TEST_F(MaintenanceTest, WhatTheProgramWantsToKeepStays) {
 
 }  // namespace
 }  // namespace pcmalloc::release
-
-int main(int argc, char** argv) {
-  ::testing::InitGoogleTest(&argc, argv);
-  std::string name = ::testing::TempDir() + "/machine.XXXXXX";
-  if (mkdtemp(name.data()) == nullptr) return 2;
-  pcmalloc::release::root = &name;
-  pcmalloc::release::SetFilesRoot(name.c_str());
-  pcmalloc::ParseConfig("decay:8s");
-  const pcmalloc::rseq::Discovery& found = pcmalloc::rseq::Discover();
-  const bool sections = found.owner != pcmalloc::rseq::Owner::kNone && found.fence_available;
-  pcmalloc::percpu::InitTable(found.cpu_bound);
-  pcmalloc::percpu::Init(
-      sections ? pcmalloc::percpu::Mode::kCpuId : pcmalloc::percpu::Mode::kLocked,
-      pcmalloc::front::MakeGeometry());
-  pcmalloc::release::ConfigureLimits();
-  const int result = RUN_ALL_TESTS();
-  std::filesystem::remove_all(name);
-  return result;
-}
