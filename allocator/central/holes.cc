@@ -84,11 +84,9 @@ uint64_t ObjectBytesOf(const Span* span, uint64_t units) {
 uint64_t LongRuns(uint64_t units, unsigned shortest) {
   uint64_t runs = 0;
   while (units != 0) {
-    const unsigned first = static_cast<unsigned>(absl::countr_zero(units));
-    const unsigned length = static_cast<unsigned>(absl::countr_one(units >> first));
-    const uint64_t run = ~uint64_t{0} >> (64 - length) << first;
-    if (length >= shortest) runs |= run;
-    units &= ~run;
+    const UnitRun run = FirstRun(units);
+    if (run.length >= shortest) runs |= run.units;
+    units &= ~run.units;
   }
   return runs;
 }

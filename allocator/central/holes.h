@@ -57,6 +57,18 @@ inline uint64_t BytesOf(const Span* span, uint64_t units) {
 // The same without what lies behind the last object, which is neither free nor in use.
 uint64_t ObjectBytesOf(const Span* span, uint64_t units);
 
+// The lowest run of bits of `units`, which must not be 0.
+struct UnitRun {
+  unsigned first;
+  unsigned length;
+  uint64_t units;
+};
+inline UnitRun FirstRun(uint64_t units) {
+  const unsigned first = static_cast<unsigned>(absl::countr_zero(units));
+  const unsigned length = static_cast<unsigned>(absl::countr_one(units >> first));
+  return {first, length, ~uint64_t{0} >> (64 - length) << first};
+}
+
 // Those bits of `units` that lie in runs of `shortest` or more.
 uint64_t LongRuns(uint64_t units, unsigned shortest);
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/central/sweep.h"
 
-#include "absl/numeric/bits.h"
 #include "allocator/central/holes.h"
 #include "allocator/config/config.h"
 #include "allocator/pages/page_heap.h"
@@ -66,16 +65,14 @@ uint64_t ReturnUnits(const Span* span, uint64_t units, int* refusals) {
   const uintptr_t base = HoleBase(span, shift);
   uint64_t returned = 0;
   while (units != 0 && *refusals < kMostRefusals) {
-    const unsigned first = static_cast<unsigned>(absl::countr_zero(units));
-    const unsigned length = static_cast<unsigned>(absl::countr_one(units >> first));
-    const uint64_t run =
-        UnitsOf(span, shift, base + (uintptr_t{first} << shift), size_t{length} << shift);
-    if (PageHeap::ReturnInside(base + (uintptr_t{first} << shift), size_t{length} << shift)) {
-      returned |= run;
+    const UnitRun run = FirstRun(units);
+    if (PageHeap::ReturnInside(base + (uintptr_t{run.first} << shift),
+                               size_t{run.length} << shift)) {
+      returned |= run.units;
     } else {
       ++*refusals;
     }
-    units &= ~run;
+    units &= ~run.units;
   }
   return returned;
 }
@@ -160,8 +157,9 @@ void WaitForMore() {
 // What the round has to say about the bound.
 void EndExcess() {
   const uint64_t refilled = CentralList::RefilledBytes();
-  sweep.bound.Taken(refilled - sweep.refilled, UsedBytes());
-  sweep.bound.Returned(sweep.excess.returned, UsedBytes());
+  const uint64_t used = UsedBytes();
+  sweep.bound.Taken(refilled - sweep.refilled, used);
+  sweep.bound.Returned(sweep.excess.returned, used);
   sweep.refilled = refilled;
   if (sweep.excess.enough()) {
     SetSweepIf(0, Bound());
@@ -169,12 +167,6 @@ void EndExcess() {
     WaitForMore();
   }
 }
-
-}  // namespace
-
-constinit SweepIf sweep_if{0, kIdleWithoutDecay};
-
-namespace {
 
 // Whether there is too much that those who want memory have no use for, in which case a round begins.
 void LookForExcess() {
@@ -197,6 +189,8 @@ void LookForExcess() {
 }
 
 }  // namespace
+
+constinit SweepIf sweep_if{0, kIdleWithoutDecay};
 
 void SweepSome() {
   if (!sweep.lock.TryAcquire()) return;
