@@ -411,12 +411,7 @@ void CentralList::Attach(Span* span, uint64_t holes) {
     span->holes |= holes;
     idle_bytes.fetch_sub(static_cast<int64_t>(central::ObjectBytesOf(span, holes)),
                          std::memory_order_relaxed);
-    if (span->free_objects == span->objects) {
-      const uint32_t size = span->object_size;
-      BookFree(-int64_t{Leave(span, &emptied)}, size);
-    } else {
-      Insert(span);
-    }
+    BookFree(-int64_t{Relist(span, &emptied)}, span->object_size);
   }
   if (emptied != nullptr) GiveToHeap(emptied);
 }
