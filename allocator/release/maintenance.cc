@@ -20,6 +20,14 @@ namespace {
 // Looks in a row that must find the same before it counts as idle.
 constexpr uint8_t kIdleLooks = 2;
 
+// Where most of what spans have is free, it may be what caches hold that keeps the spans: caches are
+// emptied once they have been the same for a short while. Two such looks a period: what slabs held
+// lies in transfer caches after the first. More, and caches that are in use would keep us awake.
+constexpr uint8_t kIdleLooksInHurry = 1;
+constexpr uint64_t kHurryMs = 100;
+constexpr int kHurriesInAPeriod = 2;
+constexpr uint64_t kWorthHurry = uint64_t{4} << 20;
+
 constexpr uint64_t kLeastWaitMs = 10;
 
 // Of something that is drained when it does not change.
@@ -28,8 +36,9 @@ struct Watched {
   uint8_t looks;  // that found `state`; kGivenUp: draining it changed nothing
   static constexpr uint8_t kGivenUp = 0xff;
 
-  // Whether it is time to drain it. `pending` becomes true if it will be, unless it changes.
-  bool Look(uint64_t now, bool holds, bool* changed, bool* pending) {
+  // Whether it is time to drain it, after so many looks. `pending` becomes true if it will be, unless
+  // it changes.
+  bool Look(uint64_t now, bool holds, uint8_t enough, bool* changed, bool* pending) {
     if (now != state) {
       *this = {now, 0};
       *changed = true;
@@ -38,7 +47,7 @@ struct Watched {
     }
     if (!holds || looks == kGivenUp) return false;
     *pending = true;
-    return looks == kIdleLooks;
+    return looks >= enough;
   }
   void Drained(uint64_t now) { *this = {now, now == state ? kGivenUp : uint8_t{0}}; }
 };
@@ -53,6 +62,7 @@ struct Rest {
 };
 constinit Rest rest = {};
 constinit uint64_t next_look_ms = 0;
+constinit int hurries = 0;  // looks on end that made the next one come soon
 
 struct Counters {
   std::atomic<uint64_t> rounds{0};
@@ -64,11 +74,11 @@ constinit Counters counters;
 
 void Count(std::atomic<uint64_t>& counter) { counter.fetch_add(1, std::memory_order_relaxed); }
 
-void LookAtSlabs(bool* changed, bool* pending) {
+void LookAtSlabs(uint8_t enough, bool* changed, bool* pending) {
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
     const int index = static_cast<int>(i);
     const percpu::Activity now = percpu::ActivityOf(index);
-    if (!slabs[i].Look(now.state, now.holds_items, changed, pending)) continue;
+    if (!slabs[i].Look(now.state, now.holds_items, enough, changed, pending)) continue;
     if (front::DrainIndex(index) > 0) {
       Count(counters.idle_drains);
       *changed = true;
@@ -77,10 +87,10 @@ void LookAtSlabs(bool* changed, bool* pending) {
   }
 }
 
-void LookAtTransferCaches(bool* changed, bool* pending) {
+void LookAtTransferCaches(uint8_t enough, bool* changed, bool* pending) {
   for (unsigned c = 1; c < kNumClasses; ++c) {
     const uint64_t now = central::ClassStats(c).transfer_objects;
-    if (!transfers[c].Look(now, now != 0, changed, pending)) continue;
+    if (!transfers[c].Look(now, now != 0, enough, changed, pending)) continue;
     if (central::TrimClass(c) > 0) {
       Count(counters.idle_trims);
       *changed = true;
@@ -99,14 +109,27 @@ uint64_t HeapState() {
   return state;
 }
 
-// True: nothing is left that could be given back.
-bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
+// Whether less is in use, or in caches, of what spans have than is free.
+bool MostlyFree() {
+  const uint64_t free = CentralList::IdleBytes();
+  return free >= kWorthHurry && PageHeap::SmallBytes() < 2 * free + PageHeap::HoleBytes();
+}
+
+enum class Next {
+  kInAPeriod,
+  kSoon,   // caches may be all that keeps spans
+  kNever,  // nothing is left that could be given back
+};
+
+Next Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
   Count(counters.rounds);
   WatchMachine(now_ms);
+  const bool mostly_free = MostlyFree();
+  const uint8_t enough = mostly_free ? kIdleLooksInHurry : kIdleLooks;
   bool changed = false;
   bool pending = false;
-  LookAtSlabs(&changed, &pending);
-  LookAtTransferCaches(&changed, &pending);
+  LookAtSlabs(enough, &changed, &pending);
+  LookAtTransferCaches(enough, &changed, &pending);
   const uint64_t heap = HeapState();
   if (changed || heap != rest.heap || rest.since_ms == 0 || now_ms < rest.since_ms) {
     rest = {heap, now_ms, false};
@@ -118,7 +141,8 @@ bool Look(uint64_t now_ms, uint64_t decay_ms, uint64_t period) {
     rest.heap = HeapState();
     rest.returned = true;
   }
-  return !pending && rest.returned && !UnderPressure();
+  if (!pending && rest.returned && !UnderPressure()) return Next::kNever;
+  return mostly_free && pending ? Next::kSoon : Next::kInAPeriod;
 }
 
 }  // namespace
@@ -130,8 +154,11 @@ uint64_t Maintain(uint64_t now_ms) {
   const uint64_t holes_wait = central::DecayHoles(now_ms);
   const uint64_t decay_wait = pages_wait < holes_wait ? pages_wait : holes_wait;
   if (next_look_ms == 0 || now_ms >= next_look_ms || next_look_ms - now_ms > period) {
-    next_look_ms = now_ms + period;
-    if (Look(now_ms, decay_ms, period)) return UINT64_MAX;
+    const Next next = Look(now_ms, decay_ms, period);
+    const bool hurry = next == Next::kSoon && kHurryMs < period && hurries < kHurriesInAPeriod;
+    hurries = hurry ? hurries + 1 : 0;
+    next_look_ms = now_ms + (hurry ? kHurryMs : period);
+    if (next == Next::kNever) return UINT64_MAX;
   }
   const uint64_t wait = next_look_ms - now_ms;
   return decay_wait >= wait ? wait : decay_wait < kLeastWaitMs ? kLeastWaitMs : decay_wait;
@@ -142,6 +169,7 @@ void ForgetMaintenance() {
   memset(static_cast<void*>(transfers), 0, sizeof(transfers));
   rest = {};
   next_look_ms = 0;
+  hurries = 0;
 }
 
 MaintenanceStats ReadMaintenanceStats() {

@@ -6,11 +6,12 @@
 //
 //      slab unchanged for 2 periods ----> drained --.
 //      transfer cache likewise ---------> trimmed --+--> spans --> page heap --Decay--> kernel
+//      (0.1 s where most of what spans have is free, since the rest may be what caches hold)
 //      nothing changed for the decay time ---------------------> all of it ----------^
 //      PSI or a limit ----------------------> caches shrink, all of it goes at once --'
 //
 // Invariants: one caller at a time; nothing is allocated; no CPU is stopped unless its slab held
-//   objects and did not change over two periods (or memory is short); a change that is missed (a
+//   objects and did not change over two periods (or memory is short, or mostly free); a change that is missed (a
 //   section and its opposite between two looks) costs a needless drain, never more.
 // Cost: a KiB read for each CPU in use and one short hold of the page heap's lock a period; drains
 //   and returns as they come.

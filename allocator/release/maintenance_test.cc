@@ -5,12 +5,14 @@
 #include "allocator/release/maintenance.h"
 
 #include <filesystem>
+#include <vector>
 
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/limits.h"
 #include "allocator/release/own_machine.h"
+#include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
 
 namespace pcmalloc::release {
@@ -70,6 +72,58 @@ TEST_F(MaintenanceTest, WhatIsUsedStays) {
   EXPECT_EQ(ReadMaintenanceStats().idle_drains, before.idle_drains);
   EXPECT_GT(held, 30u);
   for (void* p : kept) front::Deallocate(kClass, p);
+}
+
+// A block in eight stays, and keeps its span.
+TEST_F(MaintenanceTest, WhereMostIsFreeCachesAreEmptiedSoon) {
+  std::vector<void*> blocks(20 * kMiB / ClassSize(kClass));
+  for (void*& p : blocks) p = front::Allocate(kClass);
+  auto free_one_in = [&blocks](size_t n, size_t first) {
+    for (size_t i = first; i < blocks.size(); i += n) {
+      if (blocks[i] != nullptr) front::Deallocate(kClass, blocks[i]);
+      blocks[i] = nullptr;
+    }
+  };
+  auto passes_until_look = [this] {
+    int passes = 0;
+    for (const uint64_t rounds = ReadMaintenanceStats().rounds;
+         ReadMaintenanceStats().rounds == rounds; ++passes) {
+      Pass(kPeriodMs / 4);
+    }
+    return passes;
+  };
+  free_one_in(4, 0);
+  passes_until_look();
+  EXPECT_EQ(passes_until_look(), 4);
+  EXPECT_TRUE(SlabHolds()) << "drained although most is in use";
+  for (size_t first = 1; first < 7; ++first) free_one_in(8, first);
+  passes_until_look();
+  EXPECT_TRUE(SlabHolds()) << "drained although it was at work a moment ago";
+  EXPECT_EQ(passes_until_look(), 1);
+  EXPECT_FALSE(SlabHolds());
+  EXPECT_GT(InTransfer(), 0u);
+  EXPECT_EQ(passes_until_look(), 1);
+  EXPECT_EQ(InTransfer(), 0u);
+  free_one_in(1, 0);
+}
+
+// However long it lasts: two looks more a period.
+TEST_F(MaintenanceTest, WhatIsUsedKeepsNobodyAwakeWhereMostIsFree) {
+  std::vector<void*> blocks(20 * kMiB / ClassSize(kClass));
+  for (void*& p : blocks) p = front::Allocate(kClass);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 8 != 0) front::Deallocate(kClass, blocks[i]);
+  }
+  const MaintenanceStats before = ReadMaintenanceStats();
+  void* kept[3];
+  for (int turn = 0; turn < 40; ++turn) {
+    for (int i = 0; i < turn % 3 + 1; ++i) kept[i] = front::Allocate(kClass);
+    Pass(kPeriodMs / 4);
+    for (int i = 0; i < turn % 3 + 1; ++i) front::Deallocate(kClass, kept[i]);
+  }
+  EXPECT_LE(ReadMaintenanceStats().rounds, before.rounds + 3 * 10 + 1);
+  EXPECT_EQ(ReadMaintenanceStats().idle_drains, before.idle_drains);
+  for (size_t i = 0; i < blocks.size(); i += 8) front::Deallocate(kClass, blocks[i]);
 }
 
 TEST_F(MaintenanceTest, PressureTakesWhatIsIdleAtOnceAndShrinksCaches) {
