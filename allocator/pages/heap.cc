@@ -64,7 +64,8 @@ Fill FillFor(size_t pages, unsigned size_class) {
     fill = Fill::kWholeHuge;
   }
   if (fill == Fill::kPages) return fill;
-  if (request == ThpRequest::kAuto && !HugePolicy::Worthwhile(UsedBytes() + Bytes(pages))) {
+  if (request == ThpRequest::kAuto &&
+      !HugePolicy::Worthwhile(UsedBytes() + Bytes(pages), fill == Fill::kWholeHuge)) {
     return Fill::kPages;
   }
   if (heap.huge == Heap::Huge::kNotAsked) {

@@ -28,11 +28,15 @@ struct HugePolicy {
     return pages <= kLongestDense && class_pages >= kManySpans * pages;
   }
 
-  // From this size of the heap on the hugepage at its end weighs little.
-  static constexpr uint64_t kSmallestHeap = 8 * os::kHugePage;
+  // From this size of the heap on the hugepage at its end, half of which is in use on average, weighs
+  // little. Of blocks of many hugepages nobody knows how much will be touched.
+  static constexpr uint64_t kSmallestHeap = 4 * os::kHugePage;
+  static constexpr uint64_t kSmallestForBlocks = 8 * os::kHugePage;
 
   // `used` is what is in use together with the request that needs new memory.
-  static constexpr bool Worthwhile(uint64_t used) { return used >= kSmallestHeap; }
+  static constexpr bool Worthwhile(uint64_t used, bool for_block) {
+    return used >= (for_block ? kSmallestForBlocks : kSmallestHeap);
+  }
 
   // How much of what has been idle for long, in hugepages that are in use in part, is too much, so
   // that the emptiest of these are to be broken up.

@@ -97,8 +97,8 @@ TEST(HugeTest, LargeHeapsFaultLess) {
     close(ends[1]);
   }
   EXPECT_GT(faults[0], 64u * 256);
-  // The first 16 MiB come page by page.
-  EXPECT_LT(faults[1], 16u * 256 + 500);
+  // The first MiB come page by page.
+  EXPECT_LT(faults[1], HugePolicy::kSmallestHeap / 4096 + 500);
 }
 
 TEST(HugeTest, SmallHeapsGetNone) {
@@ -108,6 +108,12 @@ TEST(HugeTest, SmallHeapsGetNone) {
     Fill(HugePolicy::kSmallestHeap / kMiB - 1, &spans);
     EXPECT_EQ(HugeKiB(), 0u);
     EXPECT_EQ(Arenas::at(0).huge_count(), 0u);
+    // A block that may be used in part asks for them in a larger heap only.
+    constexpr size_t kRest = HugePolicy::kSmallestForBlocks - HugePolicy::kSmallestHeap;
+    ASSERT_NE(TakeOrNull(kRest / kPageSize), nullptr);
+    EXPECT_EQ(Arenas::at(0).huge_count(), 0u);
+    ASSERT_NE(TakeOrNull(kRest / kPageSize), nullptr);
+    EXPECT_GT(Arenas::at(0).huge_count(), 0u);
   });
 }
 
@@ -256,8 +262,8 @@ TEST(HugeTest, ShrunkHeapsAreSmallHeaps) {
     PageHeap::Release(SIZE_MAX);
     EXPECT_EQ(HugeKiB(), 0u);
     const size_t before = ResidentKiB();
-    Fill(8, &spans);
-    EXPECT_LE(ResidentKiB() - before, 8u * 1024 + 256);
+    Fill(HugePolicy::kSmallestHeap / kMiB - 1, &spans);
+    EXPECT_LE(ResidentKiB() - before, HugePolicy::kSmallestHeap / 1024 - 1024 + 256);
     EXPECT_EQ(HugeKiB(), 0u);
     CheckPageHeap();
   });
