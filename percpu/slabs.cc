@@ -72,6 +72,12 @@ uint64_t Pack(Header header) {
   return packed;
 }
 
+// Changed while a fork may leave a child in the middle: one store, after all others.
+void WriteHeader(Slab* slab, unsigned size_class, Header header) {
+  __atomic_store_n(reinterpret_cast<uint64_t*>(&slab->headers[size_class]), Pack(header),
+                   __ATOMIC_RELEASE);
+}
+
 // Read while sections run on it: one load, so that both halves belong together.
 Header ReadHeader(const Slab* slab, unsigned size_class) {
   const uint64_t packed = __atomic_load_n(
@@ -138,9 +144,9 @@ void KeepSlab(Slab* slab) {
   kept_slabs = slab;
 }
 
-// The plain versions of the sections, for whoever owns the slab.
+// The plain versions of the sections, for whoever owns the slab. Like those they commit by one store.
 uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
-  Header& header = slab->headers[size_class];
+  Header header = slab->headers[size_class];
   uint32_t taken = 0;
   while (taken < n) {
     const uintptr_t item = *slab->slot(header.current - 1);
@@ -148,15 +154,17 @@ uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
     out[taken++] = reinterpret_cast<void*>(item);
     --header.current;
   }
+  WriteHeader(slab, size_class, header);
   return taken;
 }
 
 uint32_t OwnedPush(Slab* slab, unsigned size_class, void* const* in, uint32_t n) {
-  Header& header = slab->headers[size_class];
+  Header header = slab->headers[size_class];
   uint32_t put = 0;
   while (put < n && header.current < header.end) {
     *slab->slot(header.current++) = reinterpret_cast<uintptr_t>(in[put++]);
   }
+  WriteHeader(slab, size_class, header);
   return put;
 }
 
@@ -327,10 +335,11 @@ int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
     Slab* slab = SlabOf(index);
     if (slab == nullptr || !cpus[index].lock.AcquireSoon()) return 0;
     slab = cpus[index].slab;
-    Header& header = slab->headers[size_class];
+    const Header header = slab->headers[size_class];
+    const Header wanted = WithCapacity(slab, size_class, header, capacity);
+    WriteHeader(slab, size_class, wanted);
     const uint32_t before = CapacityIn(slab, size_class, header);
-    header = WithCapacity(slab, size_class, header, capacity);
-    const uint32_t after = CapacityIn(slab, size_class, header);
+    const uint32_t after = CapacityIn(slab, size_class, wanted);
     cpus[index].lock.Release();
     return static_cast<int32_t>(after - before);
   }
@@ -406,7 +415,7 @@ size_t Drain(int index, Receiver receiver, uint32_t* capacity) {
   for (unsigned c = 1; capacity != nullptr && c < kSlabClasses; ++c) {
     capacity[c] = CapacityIn(slab, c, slab->headers[c]);
     // In use still, with no slot: its mark stays where it is.
-    if (slab->headers[c].end != 0) slab->headers[c] = {slab->begin[c], slab->begin[c]};
+    if (slab->headers[c].end != 0) WriteHeader(slab, c, {slab->begin[c], slab->begin[c]});
   }
   Start(index, slab);
   return drained;
@@ -479,15 +488,33 @@ bool TryResize(int index, const Geometry& geometry, Receiver receiver) {
   return old != nullptr;
 }
 
+namespace {
+
+// In the child, of a lock that fork could not take, whose holder is not here: what it guards is
+// consistent after each store, so it can be taken over. What that thread had in its hands is lost.
+void TakeOver(int index) {
+  CpuState& cpu = cpus[index];
+  if (cpu.lock.HeldBySelf()) return;
+  cpu.lock.FreeInChild();
+  if (mode != Mode::kLocked && cpu.slab != nullptr) Publish(index, cpu.slab);
+}
+
+}  // namespace
+
 // A lock that the forking thread holds already (fork in a signal handler) stays with the code that
-// was interrupted, in both processes.
+// was interrupted, in both processes. So does one that another thread holds at such a time: it may be
+// waiting, with what it has drained, for what was interrupted.
 void LockForFork() {
   (void)creation_lock.AcquireForFork();
-  for (unsigned i = 0; i < HighestUsed(); ++i) (void)cpus[i].lock.AcquireForFork();
+  for (unsigned i = 0; i < HighestUsed(); ++i)
+    (void)cpus[i].lock.AcquireForFork(ForkPatience::kNone);
 }
 
 void UnlockAfterFork(bool in_child) {
-  for (unsigned i = HighestUsed(); i-- > 0;) cpus[i].lock.ReleaseAfterFork(in_child);
+  for (unsigned i = HighestUsed(); i-- > 0;) {
+    cpus[i].lock.ReleaseAfterFork(in_child);
+    if (in_child) TakeOver(static_cast<int>(i));
+  }
   creation_lock.ReleaseAfterFork(in_child);
 }
 

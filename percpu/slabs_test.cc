@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <random>
@@ -20,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "allocator/base/lock.h"
 #include "gtest/gtest.h"
 #include "percpu/ops.h"
 #include "rseq/rseq.h"
@@ -374,6 +376,43 @@ TEST_F(Slabs, ForkLocks) {
   UnlockAfterFork(/*in_child=*/false);
   other.join();
   EXPECT_EQ(received[kClass].size(), 5u);
+}
+
+// A handler that interrupted the holder of a high lock forks while another thread has stopped the slab,
+// and may be waiting for that lock with what it drained: fork does not wait, and the child has a slab.
+TEST_F(Slabs, AChildTakesOverWhatAnotherThreadHadStopped) {
+  EXPECT_EQ(PushAll(kClass, Tokens(0, 5)), 5u);
+  RankedLock<LockRank::kPages> interrupted;
+  ASSERT_TRUE(interrupted.Acquire());
+  std::atomic<int> stage{0};
+  std::thread other([&] {
+    Slab* const slab = Stop(index_);
+    stage = slab == nullptr ? -1 : 1;
+    while (stage == 1) sched_yield();
+    Start(index_, slab);
+  });
+  while (stage == 0) sched_yield();
+  ASSERT_EQ(stage, 1);
+  const auto begin = std::chrono::steady_clock::now();
+  LockForFork();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(50));
+  const pid_t child = fork();
+  UnlockAfterFork(child == 0);
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(10);
+    interrupted.Release();
+    const std::vector<void*> items = PopSome(kClass, 10);
+    const bool pushed = PushAll(kClass, items) == items.size();
+    _exit(items.size() == 5 && pushed && Drain(index_, Receive) == 5 ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << "14: hung";
+  stage = 2;
+  other.join();
+  interrupted.Release();
+  EXPECT_EQ(PopSome(kClass, 10).size(), 5u);
 }
 
 // Threads pop and push counted items while others drain, resize, stop and set capacities.

@@ -20,7 +20,7 @@ constinit thread_local ThreadState thread_state;
 // microsecond), short enough to be nothing beside a sleep when the holder was preempted.
 constexpr int kSpins = 100;
 
-constexpr int kForkPatience = 1000;  // sleeps of 100 us
+constexpr int kForkSleeps = 1000;  // of 100 us
 
 inline void SpinPause() {
 #if defined(__x86_64__)
@@ -137,7 +137,7 @@ void Lock::WaitForWord() {
   }
 }
 
-bool Lock::AcquireForFork(LockRank rank, bool stuck) {
+bool Lock::AcquireForFork(LockRank rank, ForkPatience patience) {
   if (HeldBySelf()) return false;
   bool taken = TakeWord();
   if (!taken && Highest() < rank) {
@@ -145,9 +145,12 @@ bool Lock::AcquireForFork(LockRank rank, bool stuck) {
     taken = true;
   }
   // Below what an interrupted frame of this thread holds, waiting could be for ever.
-  for (int i = 0; !taken && i < kForkPatience; ++i) {
+  for (int i = 0; !taken && i < kForkSleeps; ++i) {
+    if (patience == ForkPatience::kNone) return false;
     if (for_fork_.load(std::memory_order_acquire)) return false;
-    if (stuck && at_rest_.load(std::memory_order_acquire)) return false;
+    if (patience == ForkPatience::kUnlessAtRest && at_rest_.load(std::memory_order_acquire)) {
+      return false;
+    }
     const timespec pause = {0, 100'000};
     RawSyscall(SYS_nanosleep, &pause, nullptr);
     taken = TakeWord();

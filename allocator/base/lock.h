@@ -42,6 +42,14 @@ enum class LockRank : uint8_t {
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
+// How long a fork in a signal handler that interrupted the allocator waits for another thread that holds
+// a lock. That one may itself be waiting, for what was interrupted.
+enum class ForkPatience : uint8_t {
+  kSome,          // some 100 ms
+  kUnlessAtRest,  // the same, but not if the holder is at rest (Lock::SetAtRest)
+  kNone,
+};
+
 // Whether the calling thread holds a lock or is about to take one: true only in a signal handler
 // that interrupted the allocator, or between the fork handlers' locks and such.
 bool HoldsAnyLock();
@@ -72,7 +80,8 @@ class Lock {
   // may free it.
   void SetAtRest(bool at_rest) { at_rest_.store(at_rest, std::memory_order_release); }
 
-  // In a fork's child, for a lock that fork does not take: frees it if its holder is not there.
+  // In a fork's child, for a lock that fork did not take, of which what it guards can be taken over in
+  // any state: frees it if its holder is not there.
   void FreeInChild() {
     if (!HeldBySelf()) word_.store(kFree, std::memory_order_relaxed);
   }
@@ -81,7 +90,7 @@ class Lock {
   bool Acquire(LockRank rank);
   bool TryAcquire(LockRank rank);
   bool AcquireSoon(LockRank rank);
-  bool AcquireForFork(LockRank rank, bool stuck);
+  bool AcquireForFork(LockRank rank, ForkPatience patience);
 
  private:
   static constexpr uintptr_t kFree = 0;
@@ -117,12 +126,11 @@ class RankedLock : public Lock {
   // For fork handlers, which take all locks, several of one rank among them: false if the calling
   // thread holds this one already, or if it is in a signal handler that interrupted the allocator
   // and another thread does not give the lock back: at once if that thread is forking itself (what
-  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else after some
-  // 100 ms (then it may be waiting for this one, and the child inherits a lock that nobody gives
-  // back). `stuck`: this thread itself holds, further up its stack, the lock that holders at rest wait
-  // for. Then it is false for those at once.
-  [[nodiscard]] bool AcquireForFork(bool stuck = false) {
-    return Lock::AcquireForFork(kRank, stuck);
+  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else when `patience`
+  // ends (then the child inherits a lock that nobody gives back, unless FreeInChild takes care of it).
+  // kUnlessAtRest is for who itself holds, further up its stack, the lock that holders at rest wait for.
+  [[nodiscard]] bool AcquireForFork(ForkPatience patience = ForkPatience::kSome) {
+    return Lock::AcquireForFork(kRank, patience);
   }
 };
 

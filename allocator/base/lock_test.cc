@@ -100,7 +100,7 @@ TEST(LockTest, AForkDoesNotWaitForWhoIsAtRest) {
   });
   while (stage == 0) sched_yield();
   const auto begin = std::chrono::steady_clock::now();
-  EXPECT_FALSE(low.AcquireForFork(/*stuck=*/true));
+  EXPECT_FALSE(low.AcquireForFork(ForkPatience::kUnlessAtRest));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(50));
   const pid_t child = fork();
   if (child == 0) {

@@ -77,7 +77,9 @@ class CentralList {
   static bool IsFree(const Span* span, const void* p);
 
   // `heap_held`: the calling thread, in a handler, holds the page heap's lock further up its stack.
-  bool LockForFork(bool heap_held) { return lock_.AcquireForFork(heap_held); }
+  bool LockForFork(bool heap_held) {
+    return lock_.AcquireForFork(heap_held ? ForkPatience::kUnlessAtRest : ForkPatience::kSome);
+  }
   void UnlockAfterFork(bool in_child) { lock_.ReleaseAfterFork(in_child); }
 
   uint64_t spans() const { return __atomic_load_n(&spans_, __ATOMIC_RELAXED); }

@@ -24,6 +24,12 @@ inline uint64_t Nanoseconds() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
+// Whether something that happens every so often and was set for `at` is due. A time that is further away
+// than it can have been set is due too: a child of fork may live in another time namespace.
+constexpr bool IsDue(uint64_t at, uint64_t now, uint64_t every) {
+  return now >= at || at - now > every;
+}
+
 }  // namespace pcmalloc::os
 
 #endif  // PCMALLOC_ALLOCATOR_OS_CLOCK_H_

@@ -269,6 +269,7 @@ void PayAttention(bool may_start) {
   if (visit % kVisitsPerTick == 0) {
     const uint64_t now_ms = os::CoarseMilliseconds();
     PageHeap::Tick();
+    GatherOnTick(now_ms);
     (void)central::DecayHoles(now_ms, kStretchesPerTick);
     OnTick(now_ms);
   }

@@ -10,6 +10,7 @@
 #include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
+#include "allocator/os/clock.h"
 #include "allocator/pages/page_heap.h"
 #include "percpu/slabs.h"
 
@@ -63,12 +64,6 @@ bool ReadsFiles() { return GetConfig().cgroup && !files_forbidden.load(std::memo
 // Without decay there are no ticks, on which pressure would end.
 bool SlowPathsLook() {
   return !watched.load(std::memory_order_relaxed) && GetConfig().decay != kNever && ReadsFiles();
-}
-
-// A time that is further away than it can have been set is due too: a child of fork may live in
-// another time namespace.
-bool IsDue(uint64_t at_ms, uint64_t now_ms, uint64_t every_ms) {
-  return now_ms >= at_ms || at_ms - now_ms > every_ms;
 }
 
 // The right to read files and to change what the next reader finds, for a scope. Never waits: who
@@ -185,7 +180,8 @@ enum class Pressure {
 
 Pressure LookAtPressure(uint64_t now_ms) {
   Turn turn;
-  if (!turn || !IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs)) {
+  if (!turn ||
+      !os::IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs)) {
     return Pressure::kNothing;
   }
   next_pressure_ms.store(now_ms + kPressureEveryMs, std::memory_order_relaxed);
@@ -248,11 +244,12 @@ void OnGrowth(uint64_t now_ms) {
 void OnTick(uint64_t now_ms) {
   if (read_at.load(std::memory_order_relaxed) == 0 || !SlowPathsLook()) return;
   if (UnderPressure() || look_owed.load(std::memory_order_relaxed)) {
-    if (!IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs)) return;
+    if (!os::IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs))
+      return;
     const Pressure pressure = LookAtPressure(now_ms);
     if (pressure == Pressure::kOtherwise) Apply();
     if (pressure == Pressure::kGoesOn) Relieve();
-  } else if (IsDue(next_mark_ms.load(std::memory_order_relaxed), now_ms, kMarkEveryMs)) {
+  } else if (os::IsDue(next_mark_ms.load(std::memory_order_relaxed), now_ms, kMarkEveryMs)) {
     // A heap that has become smaller grows from there.
     next_mark_ms.store(now_ms + kMarkEveryMs, std::memory_order_relaxed);
     const uint64_t footprint = PageHeap::Footprint();

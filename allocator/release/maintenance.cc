@@ -9,6 +9,7 @@
 #include "allocator/central/transfer_cache.h"
 #include "allocator/config/config.h"
 #include "allocator/front/front.h"
+#include "allocator/os/clock.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/limits.h"
 #include "allocator/sizes/size_classes.h"
@@ -63,6 +64,9 @@ struct Rest {
 constinit Rest rest = {};
 constinit uint64_t next_look_ms = 0;
 constinit int hurries = 0;  // looks on end that made the next one come soon
+
+// Of slow paths where there is no thread.
+constinit std::atomic<uint64_t> next_gather_ms{0};
 
 struct Counters {
   std::atomic<uint64_t> rounds{0};
@@ -153,7 +157,7 @@ uint64_t Maintain(uint64_t now_ms) {
   const uint64_t pages_wait = PageHeap::Decay(now_ms);
   const uint64_t holes_wait = central::DecayHoles(now_ms);
   const uint64_t decay_wait = pages_wait < holes_wait ? pages_wait : holes_wait;
-  if (next_look_ms == 0 || now_ms >= next_look_ms || next_look_ms - now_ms > period) {
+  if (os::IsDue(next_look_ms, now_ms, period)) {
     const Next next = Look(now_ms, decay_ms, period);
     const bool hurry = next == Next::kSoon && kHurryMs < period && hurries < kHurriesInAPeriod;
     hurries = hurry ? hurries + 1 : 0;
@@ -162,6 +166,19 @@ uint64_t Maintain(uint64_t now_ms) {
   }
   const uint64_t wait = next_look_ms - now_ms;
   return decay_wait >= wait ? wait : decay_wait < kLeastWaitMs ? kLeastWaitMs : decay_wait;
+}
+
+void GatherOnTick(uint64_t now_ms) {
+  if (!MostlyFree()) return;
+  if (!os::IsDue(next_gather_ms.load(std::memory_order_relaxed), now_ms, kHurryMs)) return;
+  next_gather_ms.store(now_ms + kHurryMs, std::memory_order_relaxed);
+  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
+    const int index = static_cast<int>(i);
+    if (percpu::ActivityOf(index).holds_items && front::DrainIndex(index) > 0) {
+      Count(counters.idle_drains);
+    }
+  }
+  if (central::Trim() > 0) Count(counters.idle_trims);
 }
 
 void ForgetMaintenance() {

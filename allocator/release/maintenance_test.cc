@@ -74,16 +74,28 @@ TEST_F(MaintenanceTest, WhatIsUsedStays) {
   for (void* p : kept) front::Deallocate(kClass, p);
 }
 
-// A block in eight stays, and keeps its span.
-TEST_F(MaintenanceTest, WhereMostIsFreeCachesAreEmptiedSoon) {
-  std::vector<void*> blocks(20 * kMiB / ClassSize(kClass));
-  for (void*& p : blocks) p = front::Allocate(kClass);
-  auto free_one_in = [&blocks](size_t n, size_t first) {
-    for (size_t i = first; i < blocks.size(); i += n) {
-      if (blocks[i] != nullptr) front::Deallocate(kClass, blocks[i]);
-      blocks[i] = nullptr;
+// Blocks in use, of which each test leaves a part: those keep the spans of the others.
+class Blocks {
+ public:
+  explicit Blocks(size_t bytes) : blocks_(bytes / ClassSize(kClass)) {
+    for (void*& p : blocks_) p = front::Allocate(kClass);
+  }
+  ~Blocks() { FreeAllBut(0); }
+  // Frees all but the first `left` of each eight.
+  void FreeAllBut(size_t left) {
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      if (blocks_[i] == nullptr || i % 8 < left) continue;
+      front::Deallocate(kClass, blocks_[i]);
+      blocks_[i] = nullptr;
     }
-  };
+  }
+
+ private:
+  std::vector<void*> blocks_;
+};
+
+TEST_F(MaintenanceTest, WhereMostIsFreeCachesAreEmptiedSoon) {
+  Blocks blocks(20 * kMiB);
   auto passes_until_look = [this] {
     int passes = 0;
     for (const uint64_t rounds = ReadMaintenanceStats().rounds;
@@ -92,11 +104,11 @@ TEST_F(MaintenanceTest, WhereMostIsFreeCachesAreEmptiedSoon) {
     }
     return passes;
   };
-  free_one_in(4, 0);
+  blocks.FreeAllBut(6);
   passes_until_look();
   EXPECT_EQ(passes_until_look(), 4);
   EXPECT_TRUE(SlabHolds()) << "drained although most is in use";
-  for (size_t first = 1; first < 7; ++first) free_one_in(8, first);
+  blocks.FreeAllBut(2);
   passes_until_look();
   EXPECT_TRUE(SlabHolds()) << "drained although it was at work a moment ago";
   EXPECT_EQ(passes_until_look(), 1);
@@ -104,16 +116,12 @@ TEST_F(MaintenanceTest, WhereMostIsFreeCachesAreEmptiedSoon) {
   EXPECT_GT(InTransfer(), 0u);
   EXPECT_EQ(passes_until_look(), 1);
   EXPECT_EQ(InTransfer(), 0u);
-  free_one_in(1, 0);
 }
 
 // However long it lasts: two looks more a period.
 TEST_F(MaintenanceTest, WhatIsUsedKeepsNobodyAwakeWhereMostIsFree) {
-  std::vector<void*> blocks(20 * kMiB / ClassSize(kClass));
-  for (void*& p : blocks) p = front::Allocate(kClass);
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    if (i % 8 != 0) front::Deallocate(kClass, blocks[i]);
-  }
+  Blocks blocks(20 * kMiB);
+  blocks.FreeAllBut(1);
   const MaintenanceStats before = ReadMaintenanceStats();
   void* kept[3];
   for (int turn = 0; turn < 40; ++turn) {
@@ -123,7 +131,23 @@ TEST_F(MaintenanceTest, WhatIsUsedKeepsNobodyAwakeWhereMostIsFree) {
   }
   EXPECT_LE(ReadMaintenanceStats().rounds, before.rounds + 3 * 10 + 1);
   EXPECT_EQ(ReadMaintenanceStats().idle_drains, before.idle_drains);
-  for (size_t i = 0; i < blocks.size(); i += 8) front::Deallocate(kClass, blocks[i]);
+}
+
+// Without the thread: slow paths do it, whatever is at work.
+TEST_F(MaintenanceTest, TicksEmptyCachesWhereMostIsFree) {
+  Blocks blocks(20 * kMiB);
+  blocks.FreeAllBut(6);
+  GatherOnTick(now_ms += 1000);
+  EXPECT_TRUE(SlabHolds()) << "drained although most is in use";
+  blocks.FreeAllBut(2);
+  GatherOnTick(now_ms);
+  EXPECT_FALSE(SlabHolds());
+  EXPECT_EQ(InTransfer(), 0u);
+  blocks.FreeAllBut(1);
+  GatherOnTick(now_ms += 99);
+  EXPECT_TRUE(SlabHolds()) << "twice within a tenth of a second";
+  GatherOnTick(now_ms += 1);
+  EXPECT_FALSE(SlabHolds());
 }
 
 TEST_F(MaintenanceTest, PressureTakesWhatIsIdleAtOnceAndShrinksCaches) {

@@ -143,6 +143,33 @@ PCM_SCENARIO(Decays) {
 }
 TEST(Background, MemoryDecaysWhileNobodyCalls) { EXPECT_TRUE(RunWith("Decays", "decay:2s")); }
 
+// A heap of mixed sizes in which every span has lost some blocks to a cache: freed, it is kept by what
+// caches hold. One thread, and no age at which memory would go.
+PCM_SCENARIO(EmptiedHeapGoes) {
+  const size_t at_start = Measure().resident;
+  Random random(1);
+  std::vector<void*> blocks(60'000);
+  const auto replace = [&random](void*& block) {
+    free(block);
+    const size_t size = 16 + random.Below(2000);
+    block = memset(malloc(size), 1, size);
+  };
+  for (void*& block : blocks) replace(block);
+  for (int i = 0; i < 300'000; ++i) replace(blocks[random.Below(blocks.size())]);
+  for (void* block : blocks) free(block);
+  ASSERT_GT(Measure().resident, at_start + 40 * kMiB) << "nothing to see here";
+  const bool gone = Soon([&] {
+    // Slow paths, as a program that goes on has them.
+    Burst(kMiB, 1000);
+    return Measure().resident < at_start + 25 * kMiB;
+  });
+  EXPECT_TRUE(gone) << at_start << " -> " << Measure().resident;
+  EXPECT_EQ(Threads(), 1);
+}
+TEST(Background, AnEmptiedHeapGoesWithoutOneToo) {
+  EXPECT_TRUE(RunWith("EmptiedHeapGoes", "decay:60s"));
+}
+
 // Idle slabs alone: a CPU on which a thread has stopped loses what it held, one at work keeps it.
 PCM_SCENARIO(DrainsIdleCpus) {
   cpu_set_t all;
