@@ -143,29 +143,52 @@ void TakeOldest(Shard& shard, unsigned size_class, void** out, uint32_t n) {
   SetCount(cache, size_class, cache.count - n);
 }
 
-// Gives down at least half of what the transfer cache has, and all that was not needed of late.
-void Shrink(Shard& shard, unsigned size_class) {
+// Needs the lock. Takes `n` objects from the top.
+void TakeNewest(Shard& shard, unsigned size_class, void** out, uint32_t n) {
   TransferCache& cache = shard.caches[size_class];
+  shard.StackOf(size_class).Read(cache.count - n, out, n);
+  SetCount(cache, size_class, cache.count - n);
+}
+
+enum class Part {
+  kUnneeded,  // at least half, and all that was not needed of late
+  kAll,
+};
+
+// Gives a part of what the transfer cache has down; returns how many objects. The lock is not held for
+// it: who has the page heap may be waiting for a fork that waits for this lock.
+uint32_t GiveDown(Shard& shard, unsigned size_class, Part part) {
+  TransferCache& cache = shard.caches[size_class];
+  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
   void* items[kEvictedAtOnce];
   uint32_t left = 0;
+  uint32_t moved = 0;
   do {
     uint32_t n;
     {
       LockHolder held(cache.lock);
-      if (!held || cache.count == 0) return;
+      if (!held || cache.count == 0) break;
       if (left == 0) {
-        left = cache.least > cache.count / 2 ? cache.least : cache.count / 2 + 1;
+        left = part == Part::kAll              ? cache.count
+               : cache.least > cache.count / 2 ? cache.least
+                                               : cache.count / 2 + 1;
       }
       if (left > cache.count) left = cache.count;
       n = left < kEvictedAtOnce ? left : kEvictedAtOnce;
-      TakeOldest(shard, size_class, items, n);
+      if (part == Part::kAll) {
+        TakeNewest(shard, size_class, items, n);
+      } else {
+        TakeOldest(shard, size_class, items, n);
+      }
       cache.least = cache.count;
     }
     // Cannot be refused: whoever interrupted a holder of the list's lock does not come here.
     const uint32_t given = lists[size_class].Give(size_class, items, n);
     PCMALLOC_CHECK(given == n);
     left -= n;
+    moved += n;
   } while (left != 0);
+  return moved;
 }
 
 // Shrinks transfer caches in turn, but for the one that has just been given to, until the total is
@@ -184,28 +207,10 @@ void Evict(unsigned for_shard, unsigned for_class) {
         __atomic_load_n(&shard->caches[c].count, __ATOMIC_RELAXED) == 0) {
       continue;
     }
-    Shrink(*shard, c);
+    (void)GiveDown(*shard, c, Part::kUnneeded);
     ++shrunk;
   }
   next_victim.store(next, std::memory_order_relaxed);
-}
-
-// Moves all of it down; returns the number of bytes.
-size_t Empty(Shard& shard, unsigned size_class) {
-  TransferCache& cache = shard.caches[size_class];
-  if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;
-  LockHolder held(cache.lock);
-  if (!held) return 0;
-  void* items[kEvictedAtOnce];
-  size_t bytes = 0;
-  while (cache.count != 0) {
-    const uint32_t n = cache.count < kEvictedAtOnce ? cache.count : kEvictedAtOnce;
-    shard.StackOf(size_class).Read(cache.count - n, items, n);
-    if (lists[size_class].Give(size_class, items, n) == 0) break;  // all or nothing
-    SetCount(cache, size_class, cache.count - n);
-    bytes += n * ClassSize(size_class);
-  }
-  return bytes;
 }
 
 template <typename Function>
@@ -257,8 +262,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage, u
     LockHolder held(cache.lock);
     if (held) {
       taken = cache.count < n ? cache.count : n;
-      own.StackOf(size_class).Read(cache.count - taken, out, taken);
-      SetCount(cache, size_class, cache.count - taken);
+      TakeNewest(own, size_class, out, taken);
     }
   }
   if (taken == n) return n;
@@ -288,9 +292,10 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) 
 }
 
 size_t TrimClass(unsigned size_class) {
-  size_t bytes = 0;
-  ForEachShard([&bytes, size_class](Shard& shard) { bytes += Empty(shard, size_class); });
-  return bytes;
+  uint32_t objects = 0;
+  ForEachShard(
+      [&objects, size_class](Shard& shard) { objects += GiveDown(shard, size_class, Part::kAll); });
+  return objects * ClassSize(size_class);
 }
 
 size_t Trim() {

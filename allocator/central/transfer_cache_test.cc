@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/central/transfer_cache.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <random>
@@ -220,6 +222,26 @@ TEST_F(TransferCache, ShardsAreApart) {
   EXPECT_EQ(Give(9, again.data(), 20, 3), 20u);
   EXPECT_EQ(Give(9, more.data(), 20, 3), 20u);
   EXPECT_EQ(TrimClass(9), 60 * ClassSize(9));
+}
+
+// While a trim waits for the spans' lock others use the transfer cache: a fork in a handler that has
+// interrupted who has the former must not meet the latter taken.
+TEST_F(TransferCache, ATrimThatWaitsHoldsNothing) {
+  const std::vector<void*> objects = TakeSome(9, 20);
+  GiveAll(9, std::vector<void*>(objects.begin() + 1, objects.end()));
+  std::atomic<bool> given{false};
+  ASSERT_TRUE(lists[9].LockForFork(/*heap_held=*/false));
+  std::thread trimmer([] { TrimClass(9); });
+  for (int i = 0; i < 2000 && ClassStats(9).transfer_objects != 0; ++i) usleep(1000);
+  std::thread giver([&] {
+    GiveAll(9, {objects[0]});
+    given = true;
+  });
+  for (int i = 0; i < 2000 && !given; ++i) usleep(1000);
+  EXPECT_TRUE(given);
+  lists[9].UnlockAfterFork(/*in_child=*/false);
+  trimmer.join();
+  giver.join();
 }
 
 // The limit is on all shards together.
