@@ -141,7 +141,7 @@ Slab* MakeSlab(const Geometry& geometry) {
 
 void KeepSlab(Slab* slab) {
   slab->next_free = kept_slabs;
-  kept_slabs = slab;
+  __atomic_store_n(&kept_slabs, slab, __ATOMIC_RELEASE);
 }
 
 // The plain versions of the sections, for whoever owns the slab. Like those they commit by one store.
@@ -154,7 +154,7 @@ uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
     out[taken++] = reinterpret_cast<void*>(item);
     --header.current;
   }
-  WriteHeader(slab, size_class, header);
+  if (taken != 0) WriteHeader(slab, size_class, header);
   return taken;
 }
 
@@ -164,7 +164,7 @@ uint32_t OwnedPush(Slab* slab, unsigned size_class, void* const* in, uint32_t n)
   while (put < n && header.current < header.end) {
     *slab->slot(header.current++) = reinterpret_cast<uintptr_t>(in[put++]);
   }
-  WriteHeader(slab, size_class, header);
+  if (put != 0) WriteHeader(slab, size_class, header);
   return put;
 }
 
@@ -490,32 +490,37 @@ bool TryResize(int index, const Geometry& geometry, Receiver receiver) {
 
 namespace {
 
-// In the child, of a lock that fork could not take, whose holder is not here: what it guards is
-// consistent after each store, so it can be taken over. What that thread had in its hands is lost.
-void TakeOver(int index) {
-  CpuState& cpu = cpus[index];
-  if (cpu.lock.HeldBySelf()) return;
-  cpu.lock.FreeInChild();
-  if (mode != Mode::kLocked && cpu.slab != nullptr) Publish(index, cpu.slab);
+// In the child, of locks that fork could not take and whose holders are not here: what they guard is
+// consistent after each store, so it can be taken over. What those threads had in their hands is lost.
+void TakeOver() {
+  // Who was making a slab took its CPU's lock before the index counted as used.
+  const unsigned end = creation_lock.FreeInChild() ? Bound() : HighestUsed();
+  for (unsigned i = 0; i < end; ++i) {
+    const int index = static_cast<int>(i);
+    CpuState& cpu = cpus[index];
+    if (cpu.lock.HeldBySelf()) continue;
+    cpu.lock.FreeInChild();
+    const bool open = cpu.slab == nullptr || OpenSlab(index) == cpu.slab;
+    if (mode != Mode::kLocked && !open) Publish(index, cpu.slab);
+  }
 }
 
 }  // namespace
 
-// A lock that the forking thread holds already (fork in a signal handler) stays with the code that
-// was interrupted, in both processes. So does one that another thread holds at such a time: it may be
-// waiting, with what it has drained, for what was interrupted.
+// In a signal handler that interrupted the allocator: a lock that this very thread holds stays with the
+// interrupted code, in both processes. One that another thread holds stays with that one in the parent,
+// where it may be waiting, with what it has drained, for what was interrupted.
 void LockForFork() {
-  (void)creation_lock.AcquireForFork();
-  for (unsigned i = 0; i < HighestUsed(); ++i)
+  (void)creation_lock.AcquireForFork(ForkPatience::kNone);
+  for (unsigned i = 0; i < HighestUsed(); ++i) {
     (void)cpus[i].lock.AcquireForFork(ForkPatience::kNone);
+  }
 }
 
 void UnlockAfterFork(bool in_child) {
-  for (unsigned i = HighestUsed(); i-- > 0;) {
-    cpus[i].lock.ReleaseAfterFork(in_child);
-    if (in_child) TakeOver(static_cast<int>(i));
-  }
+  for (unsigned i = HighestUsed(); i-- > 0;) cpus[i].lock.ReleaseAfterFork(in_child);
   creation_lock.ReleaseAfterFork(in_child);
+  if (in_child) TakeOver();
 }
 
 }  // namespace pcmalloc::percpu

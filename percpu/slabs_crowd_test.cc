@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <iterator>
 #include <map>
 #include <random>
 #include <thread>
@@ -221,25 +222,39 @@ TEST_F(Slabs, NothingIsLostOrDoubledInACrowd) {
   EXPECT_EQ(memcmp(&closed_before, ClosedSlab(), sizeof(Slab)), 0);
 }
 
+// Every other fork is one of a handler that interrupted the holder of a high lock: it waits for nobody,
+// and the child has the slabs as others were changing them.
 TEST_F(Slabs, ForkWhileOthersStop) {
   received.clear();
   Crowd crowd;
   std::thread runner([&crowd] { crowd.Run(2000); });
-  for (int i = 0; i < 50; ++i) {
+  RankedLock<LockRank::kPages> interrupted;
+  for (int i = 0; i < 200; ++i) {
+    const bool in_handler = i % 2 == 1 && interrupted.Acquire();
     LockForFork();
     const pid_t child = fork();
     UnlockAfterFork(child == 0);
+    if (in_handler) interrupted.Release();
     ASSERT_GE(child, 0);
     if (child == 0) {
       alarm(10);
-      const auto ignore = [](unsigned, void* const*, uint32_t) {};
+      static std::atomic<int> times_drained[Crowd::kWorkers * Crowd::kTokensEach];
+      static std::atomic<int> wrong{0};
+      const auto count = [](unsigned, void* const* items, uint32_t n) {
+        for (uint32_t k = 0; k < n; ++k) {
+          const uintptr_t number = NumberOf(items[k]);
+          const bool known = number < std::size(times_drained);
+          if (!known || times_drained[number]++ != 0) ++wrong;
+        }
+      };
       bool well = PrepareThread();
       for (int cpu : AllowedCpus()) {
         if (CapacityOf(cpu, kClass).most == 0) continue;
         Slab* const slab = Stop(cpu);
         well = well && slab != nullptr && Start(cpu, slab);
-        Drain(cpu, ignore);
+        Drain(cpu, count);
       }
+      well = well && wrong == 0;
       void* item = Token(5);
       const int index = CurrentIndex();
       EnsureSlab(index);

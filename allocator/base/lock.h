@@ -47,7 +47,7 @@ uintptr_t ThreadId();
 enum class ForkPatience : uint8_t {
   kSome,          // some 100 ms
   kUnlessAtRest,  // the same, but not if the holder is at rest (Lock::SetAtRest)
-  kNone,
+  kNone,          // the child can take over what it guards (Lock::FreeInChild)
 };
 
 // Whether the calling thread holds a lock or is about to take one: true only in a signal handler
@@ -81,9 +81,10 @@ class Lock {
   void SetAtRest(bool at_rest) { at_rest_.store(at_rest, std::memory_order_release); }
 
   // In a fork's child, for a lock that fork did not take, of which what it guards can be taken over in
-  // any state: frees it if its holder is not there.
-  void FreeInChild() {
-    if (!HeldBySelf()) word_.store(kFree, std::memory_order_relaxed);
+  // any state: frees it if its holder is not there; whether that was so.
+  bool FreeInChild() {
+    if (HeldBySelf()) return false;
+    return word_.exchange(kFree, std::memory_order_relaxed) != kFree;
   }
 
  protected:

@@ -126,13 +126,6 @@ void Go(Round& round, const Order& order) {
   if (round.wrapped && round.at >= round.from) round.on = false;
 }
 
-// What is in use of the spans of small blocks, caches included.
-uint64_t UsedBytes() {
-  const uint64_t small = PageHeap::SmallBytes();
-  const uint64_t unused = CentralList::IdleBytes() + PageHeap::HoleBytes();
-  return small > unused ? small - unused : 0;
-}
-
 uint64_t Bound() {
   return GetConfig().decay == 0 ? kIdleWithoutDecay : sweep.bound.For(UsedBytes());
 }
@@ -191,6 +184,12 @@ void LookForExcess() {
 }  // namespace
 
 constinit SweepIf sweep_if{0, kIdleWithoutDecay};
+
+uint64_t UsedBytes() {
+  const uint64_t small = PageHeap::SmallBytes();
+  const uint64_t unused = CentralList::IdleBytes() + PageHeap::HoleBytes();
+  return small > unused ? small - unused : 0;
+}
 
 void SweepSome() {
   if (!sweep.lock.TryAcquire()) return;

@@ -50,6 +50,9 @@ inline void SweepIfDue() {
 // goes on from there. Async-signal-safe.
 uint64_t DecayHoles(uint64_t now_ms, unsigned stretches = UINT32_MAX);
 
+// Bytes of the spans of small blocks that are in use or in caches.
+uint64_t UsedBytes();
+
 // Returns all that is idle inside of spans; the number of bytes.
 size_t ReturnHoles();
 

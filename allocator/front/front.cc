@@ -196,6 +196,25 @@ size_t DrainIndex(int index) {
   return percpu::Drain(index, Return);
 }
 
+size_t DrainHere() {
+  const int index = percpu::CurrentIndex();
+  if (index < 0) return 0;
+  size_t drained = 0;
+  void* items[kMaxBatch];
+  for (unsigned c = 1; c < kNumClasses; ++c) {
+    // No more than there was, or two threads could keep each other at it.
+    uint32_t left = percpu::HeldBy(index, c);
+    while (left != 0) {
+      const uint32_t n = percpu::PopBatch(c, items, left < kMaxBatch ? left : kMaxBatch);
+      if (n == 0) break;
+      Return(c, items, n);
+      drained += n;
+      left -= n;
+    }
+  }
+  return drained;
+}
+
 size_t ShrinkIndex(int index) {
   Count(drains);
   uint32_t taken[percpu::kSlabClasses];

@@ -39,7 +39,11 @@ void Deallocate(unsigned size_class, void* p);
 // Empties the slab of an index into the layers below; returns the number of objects.
 size_t DrainIndex(int index);
 
-// The same, and the classes have to earn their capacity anew: for a budget that was lowered.
+// The same for small blocks of the CPU that the thread runs on, by the operations of the paths: without a
+// stop, beside others.
+size_t DrainHere();
+
+// As DrainIndex, and the classes have to earn their capacity anew: for a budget that was lowered.
 size_t ShrinkIndex(int index);
 
 // Moves the slab of an index to another place in memory, contents kept.

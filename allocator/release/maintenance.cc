@@ -28,6 +28,8 @@ constexpr uint8_t kIdleLooksInHurry = 1;
 constexpr uint64_t kHurryMs = 100;
 constexpr int kHurriesInAPeriod = 2;
 constexpr uint64_t kWorthHurry = uint64_t{4} << 20;
+// The pause after slow paths have emptied caches and few spans became whole: blocks in use keep them.
+constexpr uint64_t kGatherInVainMs = 500;
 
 constexpr uint64_t kLeastWaitMs = 10;
 
@@ -65,8 +67,8 @@ constinit Rest rest = {};
 constinit uint64_t next_look_ms = 0;
 constinit int hurries = 0;  // looks on end that made the next one come soon
 
-// Of slow paths where there is no thread.
-constinit std::atomic<uint64_t> next_gather_ms{0};
+// Of slow paths where there is no thread, for each CPU.
+constinit std::atomic<uint64_t> next_gather_ms[percpu::kMaxCpus] = {};
 
 struct Counters {
   std::atomic<uint64_t> rounds{0};
@@ -116,7 +118,7 @@ uint64_t HeapState() {
 // Whether less is in use, or in caches, of what spans have than is free.
 bool MostlyFree() {
   const uint64_t free = CentralList::IdleBytes();
-  return free >= kWorthHurry && PageHeap::SmallBytes() < 2 * free + PageHeap::HoleBytes();
+  return free >= kWorthHurry && central::UsedBytes() < free;
 }
 
 enum class Next {
@@ -170,15 +172,18 @@ uint64_t Maintain(uint64_t now_ms) {
 
 void GatherOnTick(uint64_t now_ms) {
   if (!MostlyFree()) return;
-  if (!os::IsDue(next_gather_ms.load(std::memory_order_relaxed), now_ms, kHurryMs)) return;
-  next_gather_ms.store(now_ms + kHurryMs, std::memory_order_relaxed);
-  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    const int index = static_cast<int>(i);
-    if (percpu::ActivityOf(index).holds_items && front::DrainIndex(index) > 0) {
-      Count(counters.idle_drains);
-    }
-  }
+  const int index = percpu::CurrentIndex();
+  if (index < 0) return;
+  std::atomic<uint64_t>& next = next_gather_ms[index];
+  uint64_t next_ms = next.load(std::memory_order_relaxed);
+  if (!os::IsDue(next_ms, now_ms, kGatherInVainMs)) return;
+  if (!next.compare_exchange_strong(next_ms, now_ms + kHurryMs)) return;
+  const uint64_t before = PageHeap::SmallBytes();
+  if (front::DrainHere() > 0) Count(counters.idle_drains);
   if (central::Trim() > 0) Count(counters.idle_trims);
+  if (PageHeap::SmallBytes() + before / 16 > before) {
+    next.store(now_ms + kGatherInVainMs, std::memory_order_relaxed);
+  }
 }
 
 void ForgetMaintenance() {

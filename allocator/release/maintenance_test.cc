@@ -130,10 +130,11 @@ TEST_F(MaintenanceTest, WhatIsUsedKeepsNobodyAwakeWhereMostIsFree) {
     for (int i = 0; i < turn % 3 + 1; ++i) front::Deallocate(kClass, kept[i]);
   }
   EXPECT_LE(ReadMaintenanceStats().rounds, before.rounds + 3 * 10 + 1);
+  EXPECT_GT(ReadMaintenanceStats().rounds, before.rounds + 15) << "there was no hurry";
   EXPECT_EQ(ReadMaintenanceStats().idle_drains, before.idle_drains);
 }
 
-// Without the thread: slow paths do it, whatever is at work.
+// Without the thread: slow paths do it, whatever is at work; not so often where it brings little.
 TEST_F(MaintenanceTest, TicksEmptyCachesWhereMostIsFree) {
   Blocks blocks(20 * kMiB);
   blocks.FreeAllBut(6);
@@ -144,8 +145,8 @@ TEST_F(MaintenanceTest, TicksEmptyCachesWhereMostIsFree) {
   EXPECT_FALSE(SlabHolds());
   EXPECT_EQ(InTransfer(), 0u);
   blocks.FreeAllBut(1);
-  GatherOnTick(now_ms += 99);
-  EXPECT_TRUE(SlabHolds()) << "twice within a tenth of a second";
+  GatherOnTick(now_ms += 499);
+  EXPECT_TRUE(SlabHolds()) << "blocks in use keep the spans, and still it comes twice a second";
   GatherOnTick(now_ms += 1);
   EXPECT_FALSE(SlabHolds());
 }
