@@ -88,6 +88,7 @@ class Table(unittest.TestCase):
 
     def test_bytes_are_scaled(self):
         self.assertEqual(table.byte_scale("B", [5 * 2**20]), (2**20, "MiB"))
+        self.assertEqual(table.byte_scale("B", [2**10, 3 * 2**20]), (2**10, "KiB"))
         self.assertEqual(table.byte_scale("B", [5 * 2**10]), (2**10, "KiB"))
         self.assertEqual(table.byte_scale("ns", [5 * 2**30]), (1, "ns"))
 
