@@ -69,7 +69,7 @@ unsigned PopulatedSlabs();
 unsigned HighestUsed();
 
 // The section of the mode in force. PopBatch/PushBatch return how many items moved (0: empty, full,
-// closed, or in locked mode a lock that is not to be had soon).
+// closed, or in locked mode a lock that is not to be had soon) of `n`, which is at least 1.
 uint32_t PopBatch(unsigned size_class, void** out, uint32_t n);
 uint32_t PushBatch(unsigned size_class, void* const* in, uint32_t n);
 
