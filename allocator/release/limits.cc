@@ -194,6 +194,15 @@ Pressure LookAtPressure(uint64_t now_ms) {
   return is != was ? Pressure::kOtherwise : is ? Pressure::kGoesOn : Pressure::kNothing;
 }
 
+// What follows from a look, and from another limit than before.
+void Act(bool limit_changed, Pressure pressure) {
+  if (limit_changed || pressure == Pressure::kOtherwise) {
+    Apply();
+  } else if (pressure == Pressure::kGoesOn) {
+    Relieve();
+  }
+}
+
 }  // namespace
 
 void ConfigureLimits() {
@@ -246,9 +255,7 @@ void OnTick(uint64_t now_ms) {
   if (UnderPressure() || look_owed.load(std::memory_order_relaxed)) {
     if (!os::IsDue(next_pressure_ms.load(std::memory_order_relaxed), now_ms, kPressureEveryMs))
       return;
-    const Pressure pressure = LookAtPressure(now_ms);
-    if (pressure == Pressure::kOtherwise) Apply();
-    if (pressure == Pressure::kGoesOn) Relieve();
+    Act(/*limit_changed=*/false, LookAtPressure(now_ms));
   } else if (os::IsDue(next_mark_ms.load(std::memory_order_relaxed), now_ms, kMarkEveryMs)) {
     // A heap that has become smaller grows from there.
     next_mark_ms.store(now_ms + kMarkEveryMs, std::memory_order_relaxed);
@@ -264,12 +271,7 @@ void WatchMachine(uint64_t now_ms) {
     next_cgroup_ms = now_ms + kCgroupEveryMs;
     changed = ReadFiles(PageHeap::Footprint());
   }
-  const Pressure pressure = LookAtPressure(now_ms);
-  if (changed || pressure == Pressure::kOtherwise) {
-    Apply();
-  } else if (pressure == Pressure::kGoesOn) {
-    Relieve();
-  }
+  Act(changed, LookAtPressure(now_ms));
 }
 
 void SetWatched(bool by_thread) {
