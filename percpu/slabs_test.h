@@ -15,8 +15,12 @@
 
 #include "gtest/gtest.h"
 #include "percpu/slabs.h"
+#include "tests/support/affinity.h"
 
 namespace pcmalloc::percpu {
+
+using testing::AllowedCpus;
+using testing::PinTo;
 
 inline constexpr unsigned kClass = 11;
 inline constexpr unsigned kOtherClass = 12;
@@ -56,23 +60,6 @@ inline std::map<unsigned, std::vector<void*>> received;
 inline void Receive(unsigned size_class, void* const* items, uint32_t n) {
   std::lock_guard<std::mutex> held(received_mutex);
   received[size_class].insert(received[size_class].end(), items, items + n);
-}
-
-inline std::vector<int> AllowedCpus() {
-  cpu_set_t allowed;
-  sched_getaffinity(0, sizeof(allowed), &allowed);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-inline void PinTo(int cpu) {
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
 }
 
 // Every test on one CPU, with a slab whose class has kSlots slots, of which 10 are in force.

@@ -17,9 +17,13 @@
 #include "rseq/arch/x86_64.h"
 #include "rseq/rseq.h"
 #include "rseq/sections.h"
+#include "tests/support/affinity.h"
 
 namespace pcmalloc::rseq {
 namespace {
+
+using testing::AllowedCpus;
+using testing::PinTo;
 
 // Spins inside a section. True: aborted there; false: `stop` was set.
 //
@@ -51,23 +55,6 @@ __attribute__((noinline)) long IndexInSection() {
                : [index] "=r"(index)
                : [area] "r"(pcmalloc_rseq_offset));
   return index;
-}
-
-std::vector<int> AllowedCpus() {
-  cpu_set_t allowed;
-  sched_getaffinity(0, sizeof(allowed), &allowed);
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-void PinTo(int cpu) {
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
 }
 
 // How long sections on `spin_cpu` live after `disturb` was called on `own_cpu`, in ascending order;

@@ -32,6 +32,7 @@
 #include "gtest/gtest.h"
 #include "percpu/slabs.h"
 #include "rseq/rseq.h"
+#include "tests/support/affinity.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -78,23 +79,6 @@ class Front : public ::testing::Test {
   uint64_t spans_before_ = 0;
 };
 
-class Pinned {
- public:
-  Pinned() {
-    sched_getaffinity(0, sizeof(before_), &before_);
-    int cpu = 0;
-    while (!CPU_ISSET(cpu, &before_)) ++cpu;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    EXPECT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
-  }
-  ~Pinned() { sched_setaffinity(0, sizeof(before_), &before_); }
-
- private:
-  cpu_set_t before_;
-};
-
 // Takes a thousand blocks and gives them back, again and again.
 void SwingWidely(unsigned size_class, int times) {
   std::vector<void*> blocks(1000);
@@ -121,7 +105,7 @@ TEST_F(Front, BlocksOfEveryClass) {
 // A refill brings a batch: the next allocations are served without the layers below, from ascending
 // addresses; the last freed comes out first.
 TEST_F(Front, ARefillServesSeveral) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 3;
   std::vector<void*> warm;
   for (int i = 0; i < 100; ++i) warm.push_back(Allocate(kClass));
@@ -140,7 +124,7 @@ TEST_F(Front, ARefillServesSeveral) {
 
 // A slab begins compact. A few misses leave it so; a class that goes on missing gets the wide one.
 TEST_F(Front, ACrampedSlabBecomesWide) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 5;
   Deallocate(kClass, Allocate(kClass));
   const int index = percpu::CurrentIndex();
@@ -167,7 +151,7 @@ TEST_F(Front, ACrampedSlabBecomesWide) {
 
 // By the real clock: some misses every other millisecond give a class nothing beyond its first slots.
 TEST_F(Front, RareMissesGrowNothing) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 7;
   Deallocate(kClass, Allocate(kClass));
   const int index = percpu::CurrentIndex();
@@ -188,7 +172,7 @@ TEST_F(Front, RareMissesGrowNothing) {
 
 // Half of the slots at a miss, all of them once a class has missed three times the same way.
 TEST_F(Front, OneWayMovesAllThereIsRoomFor) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 9;
   Deallocate(kClass, Allocate(kClass));
   const int index = percpu::CurrentIndex();
@@ -214,7 +198,7 @@ TEST_F(Front, OneWayMovesAllThereIsRoomFor) {
 }
 
 TEST_F(Front, AFullStackGivesABatchDown) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 40;
   std::vector<void*> blocks;
   for (int i = 0; i < 5000; ++i) blocks.push_back(Allocate(kClass));
@@ -235,7 +219,7 @@ TEST_F(Front, TheGeometryBoundsEveryClass) {
 }
 
 TEST_F(Front, GrowthStaysWithinTheBudgetByStealing) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   const uint64_t steals_before = Steals();
   std::mt19937 random(1);
   std::vector<std::pair<unsigned, void*>> held;
@@ -257,7 +241,7 @@ TEST_F(Front, GrowthStaysWithinTheBudgetByStealing) {
 
 // A class that misses gets what the others have: from next to nothing to hundreds of slots.
 TEST_F(Front, ABusyClassTakesFromIdleOnes) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   const int index = percpu::CurrentIndex();
   for (int round = 0; round < 20; ++round) {
     for (unsigned c = 1; c < kNumClasses; ++c) GrowCapacity(index, c);
@@ -274,7 +258,7 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
 // Large classes that are all in use at once do not take the budget from each other at every miss; one
 // that is alone soon gets it.
 TEST_F(Front, LargeClassesTakeTurns) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr int kRounds = 400;
   constexpr unsigned kLargeClasses = kNumCachedClasses - kNumClasses;
   const auto cycle = [](unsigned size_class) {
@@ -298,7 +282,7 @@ TEST_F(Front, LargeClassesTakeTurns) {
 
 // Misses alone bring an index below a budget that was lowered, and up again once it is raised.
 TEST_F(Front, TheBudgetCanChange) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   const int index = percpu::CurrentIndex();
   constexpr unsigned kBusy = 64;
   const auto miss = [&](unsigned c) {
@@ -316,7 +300,7 @@ TEST_F(Front, TheBudgetCanChange) {
 }
 
 TEST_F(Front, ShrinkingTakesObjectsAndCapacity) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   const int index = percpu::CurrentIndex();
   std::vector<void*> blocks;
   for (int i = 0; i < 500; ++i) blocks.push_back(Allocate(10));
@@ -381,7 +365,7 @@ TEST_F(Front, TheBooksAreRightAfterACrowd) {
 // As in a signal handler that interrupted the layers below: frees wait, blocks come from emergency
 // memory, and nothing hangs.
 TEST_F(Front, WhileTheLayersBelowAreLocked) {
-  const Pinned pinned;
+  const testing::Pinned pinned;
   constexpr unsigned kClass = 50;
   std::vector<void*> blocks;
   for (int i = 0; i < 6000; ++i) blocks.push_back(Allocate(kClass));

@@ -38,20 +38,11 @@ void SetPressure(const char* percent) {
 }
 
 void OwnMachine::SetUp() {
-  sched_getaffinity(0, sizeof(before_), &before_);
-  int cpu = 0;
-  while (!CPU_ISSET(cpu, &before_)) ++cpu;
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
   SetPressure("0.00");
   front::Trim();
   PageHeap::Release(SIZE_MAX);
   now_ms += 1'000'000;
 }
-
-void OwnMachine::TearDown() { sched_setaffinity(0, sizeof(before_), &before_); }
 
 void OwnMachine::Burst(size_t bytes) {
   std::vector<void*> blocks;

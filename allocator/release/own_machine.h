@@ -7,13 +7,13 @@
 #ifndef PCMALLOC_ALLOCATOR_RELEASE_OWN_MACHINE_H_
 #define PCMALLOC_ALLOCATOR_RELEASE_OWN_MACHINE_H_
 
-#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/support/affinity.h"
 
 namespace pcmalloc::release {
 
@@ -33,7 +33,6 @@ void SetPressure(const char* percent);
 class OwnMachine : public ::testing::Test {
  protected:
   void SetUp() override;
-  void TearDown() override;
 
   // Takes and writes so many bytes of one class, then frees them all.
   static void Burst(size_t bytes);
@@ -41,7 +40,7 @@ class OwnMachine : public ::testing::Test {
   static uint64_t InTransfer();
 
  private:
-  cpu_set_t before_;
+  const testing::Pinned pinned_;
 };
 
 }  // namespace pcmalloc::release

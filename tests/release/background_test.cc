@@ -21,6 +21,7 @@
 #include "gtest/gtest.h"
 #include "tests/limits/faults.h"
 #include "tests/release/extension.h"
+#include "tests/support/affinity.h"
 #include "tests/support/process.h"
 
 namespace pcmalloc::testing {
@@ -173,26 +174,15 @@ TEST(Background, AnEmptiedHeapGoesWithoutOneToo) {
 
 // Idle slabs alone: a CPU on which a thread has stopped loses what it held, one at work keeps it.
 PCM_SCENARIO(DrainsIdleCpus) {
-  cpu_set_t all;
-  sched_getaffinity(0, sizeof(all), &all);
-  if (CPU_COUNT(&all) < 2) GTEST_SKIP() << "one CPU";
+  const std::vector<int> cpus = AllowedCpus();
+  if (cpus.size() < 2) GTEST_SKIP() << "one CPU";
   std::atomic<bool> stop{false};
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &all)) cpus.push_back(cpu);
-  }
-  const auto pin = [](int cpu) {
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    sched_setaffinity(0, sizeof(one), &one);
-  };
   std::thread busy([&] {
-    pin(cpus[0]);
+    PinTo(cpus[0]);
     // Different depths, so that two looks do not see the same state by chance.
     for (int i = 0; !stop; ++i) Burst(static_cast<size_t>(1000 + i % 1000), 100);
   });
-  pin(cpus[1]);
+  PinTo(cpus[1]);
   Burst(kMiB, 100);
   const bool drained = Soon([] { return Statistic("idle_drains") > 0; }, 5000);
   EXPECT_TRUE(drained);
