@@ -181,7 +181,9 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
 
   Arena& arena = ArenaOf(span);
   const bool grown = span->returned;
-  const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
+  const uintptr_t start = size_class == 0 && alignment == kPageSize && room == 0
+                              ? pages::PlaceFor(arena, span, pages)
+                              : (span->start + alignment - 1) & ~(alignment - 1);
   // Whoever asked for a block writes to it next.
   if (size_class == 0 && !grown) __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
   CarveOut(arena, span, start, pages, fill);
@@ -253,7 +255,7 @@ PageResult PageHeap::Give(Span* span) {
     }
     --arena.spans_in_use;
     --heap.spans_in_use;
-    MakeFreeMerged(arena, span, span->start, pages, pages::kUsed);
+    MakeFreeMerged(arena, span, span->start, pages, pages::kUsed, /*begun=*/true);
     // An arena that one huge block was the reason for: where address space is limited, others need
     // it.
     if (arena.spans_in_use == 0 && !Arenas::primary(arena) &&
