@@ -72,6 +72,9 @@ constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
 inline void SetSmallPages(uint64_t pages) {
   __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED);
 }
+inline void SetLargePages(uint64_t pages) {
+  __atomic_store_n(&heap.large_pages, pages, __ATOMIC_RELAXED);
+}
 inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages); }
 
 inline uint64_t IdlePages() { return heap.warm.pages() + heap.fresh.pages(); }

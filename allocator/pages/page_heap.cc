@@ -193,7 +193,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
     pages::SetSmallPages(heap.small_pages + pages);
     heap.class_pages[size_class] += static_cast<uint32_t>(pages);
   } else {
-    heap.large_pages += pages;
+    pages::SetLargePages(heap.large_pages + pages);
   }
   ++arena.spans_in_use;
   ++heap.spans_in_use;
@@ -251,7 +251,7 @@ PageResult PageHeap::Give(Span* span) {
       pages::SetSmallPages(heap.small_pages - pages);
       heap.class_pages[span->size_class] -= static_cast<uint32_t>(pages);
     } else {
-      heap.large_pages -= pages;
+      pages::SetLargePages(heap.large_pages - pages);
     }
     --arena.spans_in_use;
     --heap.spans_in_use;
@@ -287,7 +287,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     if (pages == old_pages) return PageResult::kOk;
     span->pages = static_cast<uint32_t>(pages);
     arena.SetEnds(span);
-    heap.large_pages -= old_pages - pages;
+    pages::SetLargePages(heap.large_pages - (old_pages - pages));
     MakeFreeMerged(arena, heap.store.Take(), span->end(), old_pages - pages, pages::kUsed);
     *excess = pages::ExcessBytes();
     return PageResult::kOk;
@@ -321,7 +321,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     heap.store.Give(next);
   }
   arena.SetEnds(span);
-  heap.large_pages += pages - old_pages;
+  pages::SetLargePages(heap.large_pages + (pages - old_pages));
   pages::NoteIdle();
   pages::NoteGrowth();
   return PageResult::kOk;
@@ -338,6 +338,10 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
 
 uint64_t PageHeap::SmallBytes() {
   return Bytes(__atomic_load_n(&heap.small_pages, __ATOMIC_RELAXED));
+}
+
+uint64_t PageHeap::UsedBytes() {
+  return SmallBytes() + Bytes(__atomic_load_n(&heap.large_pages, __ATOMIC_RELAXED));
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {
