@@ -25,9 +25,10 @@ constexpr uint16_t kPauseAfterNothing = 64;
 constexpr uint64_t kAdvantage = 4;
 constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
-// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
+// blocks count, since they wait in slabs too: a heap of nothing else would have room for two or three.
 int64_t Limit() {
-  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  const uint64_t share = PageHeap::UsedBytes() / kHeapDivisor;
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
   return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
 }

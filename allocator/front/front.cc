@@ -139,6 +139,17 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
   return items[got - 1];
 }
 
+// A block of a large class: one, and for the caller, since slots would not help.
+void* TakeOneLarge(int index, unsigned size_class) {
+  void* block;
+  Shortage shortage;
+  if (ABSL_PREDICT_FALSE(central::TakeLarge(size_class, &block, 1, &shortage) == 0)) {
+    return Emergency(size_class, shortage);
+  }
+  Count(of_cpu[index].counters.refills_of_one);
+  return block;
+}
+
 // Gives `wanted` objects of the slab down.
 ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
   void* items[kMaxBatch];
@@ -165,10 +176,8 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, &item, 1) == 1) return item;
-  // Of a large class it brings one block, which goes to the caller: slots would not help.
-  const uint32_t wanted =
-      size_class >= kNumClasses ? 1 : AnswerMiss(index, size_class, Miss::kEmpty).batch;
-  return Refill(index, size_class, wanted);
+  if (size_class >= kNumClasses) return TakeOneLarge(index, size_class);
+  return Refill(index, size_class, AnswerMiss(index, size_class, Miss::kEmpty).batch);
 }
 
 void Deallocate(unsigned size_class, void* p) {

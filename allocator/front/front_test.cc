@@ -341,6 +341,20 @@ TEST_F(Front, LargeClassesTakeTurns) {
   CheckBooks();
 }
 
+// The budget is a heap's share, whatever its blocks' size: with 64 MiB in use it is not a small one's.
+TEST_F(Front, LargeBlocksInUseCountForTheBudget) {
+  const testing::Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  constexpr unsigned kLast = kNumCachedClasses - 1;
+  std::vector<void*> held;
+  for (int i = 0; i < 64; ++i) held.push_back(Allocate(kLast));
+  ASSERT_LT(PageHeap::SmallBytes(), kHeapDivisor * kLeastBudgetBytes);
+  for (unsigned c = kNumClasses; c <= kLast; ++c) GrowCapacity(index, c);
+  EXPECT_GT(BudgetUsed(index), kLeastBudgetBytes + ClassSize(kLast));
+  CheckBooks();
+  for (void* p : held) Deallocate(kLast, p);
+}
+
 // Misses alone bring an index below a budget that was lowered, and up again once it is raised.
 TEST_F(Front, TheBudgetCanChange) {
   const testing::Pinned pinned;
