@@ -141,6 +141,29 @@ full:
   return false;
 }
 
+// The batches copy four items at a time. %[area] counts them: armed, the section has no other use for
+// it. What follows `to` is where they go, what follows `from` where they come from.
+// clang-format off
+#define PCM_SECTION_COPY(count, four, one)              \
+  "xorl %k[area], %k[area]\n\t"                         \
+  "subl $4, %k[" count "]\n\t"                          \
+  "jb .Lpcm_rest%=\n"                                   \
+  ".Lpcm_four%=:\n\t"                                   \
+  four                                                  \
+  "addl $4, %k[area]\n\t"                               \
+  "cmpl %k[" count "], %k[area]\n\t"                    \
+  "jbe .Lpcm_four%=\n"                                  \
+  ".Lpcm_rest%=:\n\t"                                   \
+  "addl $4, %k[" count "]\n\t"                          \
+  "jmp .Lpcm_more%=\n"                                  \
+  ".Lpcm_one%=:\n\t"                                    \
+  one                                                   \
+  "incl %k[area]\n"                                     \
+  ".Lpcm_more%=:\n\t"                                   \
+  "cmpl %k[" count "], %k[area]\n\t"                    \
+  "jb .Lpcm_one%=\n\t"
+// clang-format on
+
 // Takes up to `n` (>= 1) items, newest first, into `out`; returns how many. What an aborted attempt
 // left in `out` is overwritten or beyond the result. Async-signal-safe.
 template <Index kIndex>
@@ -148,26 +171,36 @@ inline uint32_t PopBatch(uintptr_t size_class, void** out, uint32_t n) {
   uintptr_t area, slab, scratch, item, taken;
 #define PCM_POP_BATCH(index_load) \
   asm volatile(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                            \
-               "xorl %k[taken], %k[taken]\n\t"                                                \
-               "movl (%[slab], %[size_class], 8), %k[scratch]\n"                              \
-               ".Lpcm_next%=:\n\t"                                                            \
-               "movq -8(%[slab], %[scratch], 8), %[item]\n\t"                                 \
-               "testb $1, %b[item]\n\t"                                                       \
-               "jnz .Lpcm_copied%=\n\t"                                                       \
-               "movq %[item], (%[out], %[taken], 8)\n\t"                                      \
-               "decl %k[scratch]\n\t"                                                         \
-               "incl %k[taken]\n\t"                                                           \
+               "movl (%[slab], %[size_class], 8), %k[scratch]\n\t"                            \
+               "movl %k[scratch], %k[taken]\n\t"                                              \
+               "subl %c[begin](%[slab], %[size_class], 4), %k[taken]\n\t"                     \
+               "jbe .Lpcm_none%=\n\t" /* also of a class that has not been used */            \
                "cmpl %[n], %k[taken]\n\t"                                                     \
-               "jb .Lpcm_next%=\n"                                                            \
-               ".Lpcm_copied%=:\n\t"                                                          \
-               "testl %k[taken], %k[taken]\n\t"                                               \
-               "jz .Lpcm_commit%=\n\t" /* closed slab: read-only */                           \
+               "cmoval %[n], %k[taken]\n\t"                                                   \
+               "leaq (%[slab], %[scratch], 8), %[item]\n\t"                                   \
+               "subl %k[taken], %k[scratch]\n\t"                                              \
+               PCM_SECTION_COPY("taken",                                                      \
+                                "movups -16(%[item]), %%xmm0\n\t"                             \
+                                "movups -32(%[item]), %%xmm1\n\t"                             \
+                                "pshufd $0x4e, %%xmm0, %%xmm0\n\t"                            \
+                                "pshufd $0x4e, %%xmm1, %%xmm1\n\t"                            \
+                                "movups %%xmm0, (%[out], %[area], 8)\n\t"                     \
+                                "movups %%xmm1, 16(%[out], %[area], 8)\n\t"                   \
+                                "subq $32, %[item]\n\t",                                      \
+                                "subq $8, %[item]\n\t"                                        \
+                                "movq (%[item]), %%xmm0\n\t"                                  \
+                                "movq %%xmm0, (%[out], %[area], 8)\n\t")                      \
                "movl %k[scratch], (%[slab], %[size_class], 8)\n"                              \
-               ".Lpcm_commit%=:\n\t" PCM_SECTION_ABORT                                        \
+               ".Lpcm_commit%=:\n\t"                                                          \
+               "jmp .Lpcm_done%=\n"                                                           \
+               ".Lpcm_none%=:\n\t" /* closed slab: read-only */                               \
+               "xorl %k[taken], %k[taken]\n"                                                  \
+               ".Lpcm_done%=:\n\t" PCM_SECTION_ABORT                                          \
                : [area] "=&r"(area), [slab] "=&r"(slab), [scratch] "=&r"(scratch),            \
-                 [item] "=&q"(item), [taken] "=&r"(taken)                                     \
-               : [size_class] "r"(size_class), [out] "r"(out), [n] "r"(n)                     \
-               : "memory", "cc")
+                 [item] "=&r"(item), [taken] "=&r"(taken)                                     \
+               : [size_class] "r"(size_class), [out] "r"(out), [n] "r"(n),                    \
+                 [begin] "i"(offsetof(Slab, begin))                                           \
+               : "memory", "cc", "xmm0", "xmm1")
   if constexpr (kIndex == Index::kCpuId) {
     PCM_POP_BATCH(PCM_LOAD_CPU_ID);
   } else {
@@ -184,26 +217,31 @@ inline uint32_t PushBatch(uintptr_t size_class, void* const* in, uint32_t n) {
   uintptr_t area, slab, scratch, item, put;
 #define PCM_PUSH_BATCH(index_load) \
   asm volatile(PCM_SECTION_DESCRIPTOR PCM_SECTION_OPEN(index_load)                            \
-               "xorl %k[put], %k[put]\n\t"                                                    \
-               "movl (%[slab], %[size_class], 8), %k[scratch]\n"                              \
-               ".Lpcm_next%=:\n\t"                                                            \
-               "cmpl 4(%[slab], %[size_class], 8), %k[scratch]\n\t"                           \
-               "jae .Lpcm_copied%=\n\t"                                                       \
-               "movq (%[in], %[put], 8), %[item]\n\t"                                         \
-               "movq %[item], (%[slab], %[scratch], 8)\n\t"                                   \
-               "incl %k[scratch]\n\t"                                                         \
-               "incl %k[put]\n\t"                                                             \
+               "movl (%[slab], %[size_class], 8), %k[scratch]\n\t"                            \
+               "movl 4(%[slab], %[size_class], 8), %k[put]\n\t"                               \
+               "subl %k[scratch], %k[put]\n\t"                                                \
+               "jbe .Lpcm_none%=\n\t"                                                         \
                "cmpl %[n], %k[put]\n\t"                                                       \
-               "jb .Lpcm_next%=\n"                                                            \
-               ".Lpcm_copied%=:\n\t"                                                          \
-               "testl %k[put], %k[put]\n\t"                                                   \
-               "jz .Lpcm_commit%=\n\t" /* closed slab: read-only */                           \
+               "cmoval %[n], %k[put]\n\t"                                                     \
+               "leaq (%[slab], %[scratch], 8), %[item]\n\t"                                   \
+               "addl %k[put], %k[scratch]\n\t"                                                \
+               PCM_SECTION_COPY("put",                                                        \
+                                "movups (%[in], %[area], 8), %%xmm0\n\t"                      \
+                                "movups 16(%[in], %[area], 8), %%xmm1\n\t"                    \
+                                "movups %%xmm0, (%[item], %[area], 8)\n\t"                    \
+                                "movups %%xmm1, 16(%[item], %[area], 8)\n\t",                 \
+                                "movq (%[in], %[area], 8), %%xmm0\n\t"                        \
+                                "movq %%xmm0, (%[item], %[area], 8)\n\t")                     \
                "movl %k[scratch], (%[slab], %[size_class], 8)\n"                              \
-               ".Lpcm_commit%=:\n\t" PCM_SECTION_ABORT                                        \
+               ".Lpcm_commit%=:\n\t"                                                          \
+               "jmp .Lpcm_done%=\n"                                                           \
+               ".Lpcm_none%=:\n\t" /* closed slab: read-only */                               \
+               "xorl %k[put], %k[put]\n"                                                      \
+               ".Lpcm_done%=:\n\t" PCM_SECTION_ABORT                                          \
                : [area] "=&r"(area), [slab] "=&r"(slab), [scratch] "=&r"(scratch),            \
                  [item] "=&r"(item), [put] "=&r"(put)                                         \
                : [size_class] "r"(size_class), [in] "r"(in), [n] "r"(n)                       \
-               : "memory", "cc")
+               : "memory", "cc", "xmm0", "xmm1")
   if constexpr (kIndex == Index::kCpuId) {
     PCM_PUSH_BATCH(PCM_LOAD_CPU_ID);
   } else {
@@ -251,6 +289,7 @@ inline bool ReplaceHeader(uintptr_t size_class, const Slab* expected_slab, uint6
 #undef PCM_SECTION_RESTART
 #undef PCM_SECTION_ARM
 #undef PCM_SECTION_TABLE
+#undef PCM_SECTION_COPY
 #undef PCM_PUSH_ITEM
 #undef PCM_LOAD_CPU_ID
 #undef PCM_LOAD_MM_CID

@@ -8,6 +8,8 @@ constexpr Slab MakeClosedSlab() {
   Slab slab{};
   for (Header& header : slab.headers) header = kUnusedHeader;
   slab.mark = kMark;
+  // No stack has anything between its begin and `current`.
+  for (uint32_t& begin : slab.begin) begin = kUnusedHeader.current;
   return slab;
 }
 

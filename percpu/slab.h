@@ -17,6 +17,7 @@
 //
 //   A class that has not been used yet has { kMarkSlot + 1, 0 }: empty and full at once. The closed
 //   slab has that for every class. So has class 0 everywhere, which stands for "not a small block".
+//   Their `begin` is not below that `current`, for batches, which subtract the two.
 //
 // Invariants: a thread without a registered area has index -1 or -2 and meets the closed slab; an
 //   entry is never null below the bound given to InitTable; only a section running on its CPU, or

@@ -59,6 +59,48 @@ TEST_F(Slabs, ABatchComesOutNewestFirst) {
   EXPECT_TRUE(PopSome(kClass, 4).empty());
 }
 
+// However many are asked for, there, and room for: of the sections' steps and what is left over.
+TEST_F(Slabs, BatchesOfEveryLength) {
+  SetCapacity(index_, kClass, kSlots);
+  for (uint32_t held = 0; held < 20; ++held) {
+    for (uint32_t n = 1; n < 20; ++n) {
+      SCOPED_TRACE(::testing::Message() << n << " with " << held << " there");
+      ASSERT_EQ(PushAll(kClass, Tokens(100, 1)), 1u);
+      for (uintptr_t i = 0; i < held; ++i) ASSERT_EQ(PushAll(kClass, Tokens(i, 1)), 1u);
+      ASSERT_EQ(PushAll(kClass, Tokens(held, n)), n);
+      std::vector<void*> expected = Tokens(held, n);
+      std::reverse(expected.begin(), expected.end());
+      ASSERT_EQ(PopSome(kClass, n), expected);
+      expected = Tokens(0, held);
+      expected.insert(expected.begin(), Token(100));
+      std::reverse(expected.begin(), expected.end());
+      if (expected.size() > n) {
+        std::vector<void*> rest(expected.begin() + n, expected.end());
+        expected.resize(n);
+        ASSERT_EQ(PopSome(kClass, n), expected);
+        ASSERT_EQ(PopSome(kClass, kSlots), rest);
+      } else {
+        ASSERT_EQ(PopSome(kClass, n), expected);
+      }
+      ASSERT_TRUE(PopSome(kClass, 1).empty());
+    }
+  }
+  for (uint32_t room = 1; room < 20; ++room) {
+    for (uint32_t n = 1; n < 20; ++n) {
+      SCOPED_TRACE(::testing::Message() << n << " with room for " << room);
+      ASSERT_EQ(PushAll(kClass, Tokens(0, kSlots - room)), kSlots - room);
+      // Whatever lies behind the last slot is another class's.
+      ASSERT_EQ(PushAll(kOtherClass, Tokens(50, 1)), 1u);
+      const uint32_t fits = std::min(room, n);
+      ASSERT_EQ(PushAll(kClass, Tokens(kSlots - room, n)), fits);
+      std::vector<void*> expected = Tokens(0, kSlots - room + fits);
+      std::reverse(expected.begin(), expected.end());
+      ASSERT_EQ(PopSome(kClass, kSlots), expected);
+      ASSERT_EQ(PopSome(kOtherClass, 2), Tokens(50, 1));
+    }
+  }
+}
+
 TEST_F(Slabs, WhatDoesNotFitStaysWithTheCaller) {
   EXPECT_EQ(PushAll(kClass, Tokens(0, 16)), 10u);
   EXPECT_EQ(PushAll(kClass, Tokens(50, 1)), 0u);

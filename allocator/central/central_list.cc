@@ -38,6 +38,24 @@ namespace {
   Fatal(text);
 }
 
+// Puts the addresses of `n` neighbours, the lowest of them `address`, in front of `end` from there
+// down: two to a store.
+inline void Descend(uintptr_t address, uintptr_t size, void** end, uint32_t n) {
+  using Two = uintptr_t __attribute__((vector_size(16)));
+  using Unaligned = Two __attribute__((aligned(8), may_alias));
+  Two next = {address + size, address};
+  const Two two = {2 * size, 2 * size};
+  const Two four = two + two;
+  Two after = next + two;
+  for (; n >= 4; n -= 4, end -= 4) {
+    *reinterpret_cast<Unaligned*>(end - 2) = next;
+    *reinterpret_cast<Unaligned*>(end - 4) = after;
+    next += four;
+    after += four;
+  }
+  for (address = next[1]; n != 0; --n, address += size) *--end = reinterpret_cast<void*>(address);
+}
+
 // Puts up to `n` objects of a word of bits, whose first bit stands for the object at `base`, in
 // front of `end` from there down; adds their number to *taken and returns what is left of the word.
 inline uint64_t TakeOfWord(uint64_t bits, uintptr_t base, uintptr_t size, void** end, uint32_t n,
@@ -48,10 +66,7 @@ inline uint64_t TakeOfWord(uint64_t bits, uintptr_t base, uintptr_t size, void**
     // One run: of a fresh span, or of one that has come back whole.
     const auto length = 64 - static_cast<uint32_t>(absl::countl_zero(from_first));
     const uint32_t count = length < n ? length : n;
-    uintptr_t address = base + first * size;
-    for (void** const last = end - count; end != last; address += size) {
-      *--end = reinterpret_cast<void*>(address);
-    }
+    Descend(base + first * size, size, end, count);
     *taken += count;
     return count == length ? 0 : from_first >> count << (count + first);
   }

@@ -13,8 +13,8 @@
 //
 // Invariants: an object's bit is set exactly while it is here; setting a bit that is set is a
 //   double free and ends the process. Freed memory itself is never written or read.
-// Cost: one lock a batch; to take, five instructions an object where all of a word's objects are
-//   here, nine where some are not; to give, about four in a run of neighbours, about forty apart. A
+// Cost: one lock a batch; to take, seven instructions for four objects where all of a word's are
+//   here, nine an object where some are not; to give, about four in a run of neighbours, about forty apart. A
 //   span changes its list at the counts where it has to, one comparison otherwise.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_
 #define PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_

@@ -81,6 +81,24 @@ TEST(CentralList, ObjectsComeInDescendingOrder) {
   EXPECT_EQ(list.Give(3, objects.data(), 100), 100u);
 }
 
+TEST(CentralList, NeighboursComeInDescendingOrderHoweverMany) {
+  constexpr unsigned kClass = 5;
+  const size_t size = ClassSize(kClass);
+  CentralList list;
+  for (uint32_t first = 0; first < 10; ++first) {
+    for (uint32_t n = 1; n < 150; ++n) {
+      SCOPED_TRACE(testing::Message() << n << " behind " << first);
+      std::vector<void*> before = TakeSome(list, kClass, first + 1);
+      std::vector<void*> objects = TakeSome(list, kClass, n);
+      for (uint32_t i = 0; i < n; ++i) {
+        ASSERT_EQ(objects[i], Inside(before[0], (n - i) * size));
+      }
+      ASSERT_EQ(list.Give(kClass, objects.data(), n), n);
+      ASSERT_EQ(list.Give(kClass, before.data(), first + 1), first + 1);
+    }
+  }
+}
+
 TEST(CentralList, TheCountsAddUp) {
   CentralList list;
   constexpr unsigned kClass = 20;

@@ -130,7 +130,8 @@ void Observe() {
 }
 
 void RunSectionOf(Kind kind, Outcome* outcome) {
-  const uint64_t items[kBatch] = {OtherItem(0), OtherItem(1), OtherItem(2)};
+  uint64_t items[kBatch];
+  for (uint32_t i = 0; i < kBatch; ++i) items[i] = OtherItem(i);
   // A cached pointer may be gone before it is used; what interferes shall not fail.
   const Mode mode = shared->mode == Mode::kCached ? Mode::kCpuId : shared->mode;
   for (const Operation& operation : Operations(mode)) {
@@ -188,7 +189,8 @@ void* Victim(void*) {
   sem_post(&shared->ready);
   while (sem_wait(&shared->attached) != 0) {
   }
-  const uint64_t items[kBatch] = {VictimItem(0), VictimItem(1), VictimItem(2)};
+  uint64_t items[kBatch];
+  for (uint32_t i = 0; i < kBatch; ++i) items[i] = VictimItem(i);
   while (true) {
     asm volatile(PCM_HAND_OVER : : : "memory");  // between rounds the tracer has the thread
     if (shared->operation < 0) {

@@ -33,12 +33,12 @@ enum class Kind : uint8_t {
 };
 
 inline constexpr unsigned kClass = 7;
-inline constexpr uint32_t kMost = 16;      // slots of the smaller geometry
-inline constexpr uint32_t kCapacity = 10;  // in force at the start of a round
-inline constexpr uint32_t kItems = 6;      // in each slab at the start of a round
-inline constexpr uint32_t kBatch = 3;
-inline constexpr uint32_t kVictimCapacity = 12;  // what each side sets, if it does
-inline constexpr uint32_t kOtherCapacity = 8;
+inline constexpr uint32_t kMost = 24;      // slots of the smaller geometry
+inline constexpr uint32_t kCapacity = 15;  // in force at the start of a round
+inline constexpr uint32_t kItems = 8;      // in each slab at the start of a round
+inline constexpr uint32_t kBatch = 6;      // a step of four, and some that are copied one by one
+inline constexpr uint32_t kVictimCapacity = 18;  // what each side sets, if it does
+inline constexpr uint32_t kOtherCapacity = 11;
 inline constexpr int kMaxSlabs = 4;
 
 // The j-th item that slab number `slab` starts with, and those that each side pushes.
