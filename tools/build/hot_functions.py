@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds which functions of libpcmalloc.so run in which commands, for its layout.
 
-  hot_functions.py LIBRARY [--runs N] [--write LAYOUT] -- COMMAND... [-- COMMAND...]...
+  hot_functions.py LIBRARY... [--runs N] [--write LAYOUT] -- COMMAND... [-- COMMAND...]...
 
-Runs the commands with the library preloaded and a breakpoint at the beginning of each function,
+Runs the commands with each library preloaded (one a compiler: they inline differently) and a breakpoint at the beginning of each function,
 which goes when it is first met. Prints how much text each command adds to those before it; with
 --write puts the functions into LAYOUT (tools/build/layout.lds), in the order in which they are met:
 name the smallest program first, and none that forks. x86_64 only. The library must have its symbol table.
@@ -136,7 +136,7 @@ def main():
         sys.exit(__doc__)
     split = sys.argv.index("--")
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("library")
+    parser.add_argument("libraries", nargs="+", metavar="library")
     parser.add_argument("--runs", type=int, default=1, help="of each command: threads vary")
     parser.add_argument("--write", metavar="LAYOUT")
     options = parser.parse_args(sys.argv[1:split])
@@ -147,19 +147,21 @@ def main():
         else:
             commands[-1].append(word)
 
-    library = os.path.realpath(options.library)
-    known = functions(library)
-    seen = set()
+    known = {path: functions(path) for path in map(os.path.realpath, options.libraries)}
+    seen = {path: set() for path in known}
     groups = []
     for command in commands:
-        new = []
-        for _ in range(options.runs):
-            new += [offset for offset in met(command, library, known) if offset not in seen]
-            seen.update(new)
-        groups.append([name for offset in new for name in known[offset][1]])
-        size = sum(known[offset][0] for offset in new)
-        total = sum(known[offset][0] for offset in seen)
-        print(f"{size:7} bytes more, {total:7} in all: {' '.join(command)[:70]}")
+        names = []
+        for path, table in known.items():
+            new = []
+            for _ in range(options.runs):
+                new += [offset for offset in met(command, path, table) if offset not in seen[path]]
+                seen[path].update(new)
+            names += [name for offset in new for name in table[offset][1]]
+            size = sum(table[offset][0] for offset in new)
+            total = sum(table[offset][0] for offset in seen[path])
+            print(f"{size:7} bytes more, {total:7} in all: {' '.join(command)[:70]}")
+        groups.append(names)
     if options.write:
         write(options.write, [names for names in groups if names])
 
