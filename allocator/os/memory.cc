@@ -76,6 +76,10 @@ bool Commit(void* start, size_t size) {
   return RawSyscall(SYS_mprotect, start, size, PROT_READ | PROT_WRITE) == 0;
 }
 
+bool LetRead(void* start, size_t size) {
+  return RawSyscall(SYS_mprotect, start, size, PROT_READ) == 0;
+}
+
 bool Return(void* start, size_t size) {
   return RawSyscall(SYS_madvise, start, size, MADV_DONTNEED) == 0;
 }

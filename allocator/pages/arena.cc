@@ -148,9 +148,15 @@ Arena* Arenas::Create(size_t pages) {
   arena.first_page_.store(first_page, std::memory_order_relaxed);
   arena.used_pages_ = first_page;
   arena.class_map_end_ = 0;
-  // The maps' own pages have no span: their entries stay uncommitted.
-  arena.span_map_begin_ = arena.span_map_end_ =
-      RoundDown(first_page * sizeof(Span*), os::KernelPageSize());
+  // The maps' own pages have no span: their entries take no memory, and in the primary arena, whose
+  // lookups do not ask for first_page, they read as null. If that is refused, who frees an address
+  // inside of the maps gets a segmentation fault instead of a message.
+  const size_t entries = RoundDown(first_page * sizeof(Span*), os::KernelPageSize());
+  arena.span_map_begin_ = arena.span_map_end_ = entries;
+  if (primary(arena)) {
+    char* const span_map = static_cast<char*>(base) + ClassMapBytes(arena.size_pages_);
+    (void)os::LetRead(span_map, entries);
+  }
   arena.huge_map_ = reinterpret_cast<uintptr_t>(base) + ClassMapBytes(arena.size_pages_) +
                     SpanMapBytes(arena.size_pages_);
   arena.huge_map_end_ = 0;

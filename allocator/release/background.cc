@@ -119,10 +119,10 @@ void Sleep(uint64_t ms) {
 
 void* Run(void*) {
   // A filter may kill the process for a call that the program itself never makes.
-  const bool filtered = InSandbox();
-  if (filtered) {
-    LeaveFilesAlone();
-  } else {
+  const Sandbox sandbox = FindSandbox();
+  const bool filtered = sandbox != Sandbox::kNone;
+  if (sandbox == Sandbox::kClosed) LeaveFilesAlone();
+  if (!filtered) {
     RawSyscall(SYS_prctl, PR_SET_NAME, "pcmalloc", 0, 0, 0);
     RawSyscall(SYS_prctl, PR_SET_TIMERSLACK, kSlackNs, 0, 0, 0);
     BecomeOrdinary();

@@ -9,17 +9,19 @@
 
 namespace pcmalloc::release {
 
-bool InSandbox() {
+Sandbox FindSandbox() {
   char text[4096];
   const long fd =
       RawSyscall(SYS_openat, AT_FDCWD, "/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return true;
+  if (fd < 0) return Sandbox::kClosed;
   const long size = RawSyscall(SYS_read, fd, text, sizeof(text) - 1);
   RawSyscall(SYS_close, fd);
-  text[size < 0 ? 0 : size] = '\0';
+  if (size <= 0) return Sandbox::kClosed;
+  text[size] = '\0';
   constexpr char kBefore[] = "\nSeccomp:\t";
   const char* const line = strstr(text, kBefore);
-  return line == nullptr || line[sizeof(kBefore) - 1] != '0';
+  const bool filtered = line == nullptr || line[sizeof(kBefore) - 1] != '0';
+  return filtered ? Sandbox::kReadsFiles : Sandbox::kNone;
 }
 
 bool AloneInTheProcess() {

@@ -8,9 +8,16 @@
 
 namespace pcmalloc::release {
 
-// Whether system calls of this thread are filtered; true also where nobody says. Makes only calls
-// that any program makes.
-bool InSandbox();
+// What a filter of system calls leaves to the calling thread.
+enum class Sandbox {
+  kNone,        // there is no filter
+  kReadsFiles,  // there is one, or nobody says, but files can be opened, read and closed
+  kClosed,      // not even that
+};
+
+// Finds out by opening, reading and closing a file: calls that any program makes, and all that
+// kReadsFiles allows.
+Sandbox FindSandbox();
 
 // Whether the main thread has ended and no other is left but the calling one. The C library ends
 // the process with the last thread: then that is the caller's duty. Takes no descriptor.

@@ -27,8 +27,6 @@
 namespace pcmalloc::testing {
 namespace {
 
-const char* State() { return Lookup<const char*(void)>("pcmalloc_background_thread")(); }
-
 void WorkInThreads(int count, size_t bytes, size_t size) {
   std::vector<std::thread> threads;
   for (int i = 0; i < count; ++i) threads.emplace_back([=] { EXPECT_TRUE(Burst(bytes, size)); });

@@ -28,6 +28,7 @@ inline std::string Conf(const std::string& keys) {
 
 inline size_t Ask(const char* name) { return Lookup<size_t(void)>(name)(); }
 inline void Tell(const char* name, size_t bytes) { Lookup<void(size_t)>(name)(bytes); }
+inline const char* State() { return Lookup<const char*(void)>("pcmalloc_background_thread")(); }
 inline size_t Footprint() { return Ask("pcmalloc_footprint"); }
 
 // A figure of the statistics, -1 for "no limit"; -2 if there is none of that name.

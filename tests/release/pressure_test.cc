@@ -3,14 +3,17 @@
 // Pressure on whole processes: a file of the test's own lies over the one that the kernel keeps.
 #include <fcntl.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "gtest/gtest.h"
 #include "tests/limits/faults.h"
@@ -37,9 +40,9 @@ constexpr char kVariable[] = "PCM_TEST_PRESSURE";
 // Two digits, so that at no moment the file is empty or says something else. Allocates nothing: a
 // slow path may read in between.
 void SetPressure(const char (&percent)[6]) {
-  const int fd = open(getenv(kVariable), O_WRONLY);
+  // Once: later the process may be in a sandbox.
+  static const int fd = open(getenv(kVariable), O_WRONLY | O_CLOEXEC);
   EXPECT_EQ(pwrite(fd, percent, 5, sizeof("some avg10=") - 1), 5);
-  close(fd);
 }
 
 class Pressure : public ::testing::Test {
@@ -118,6 +121,58 @@ PCM_SCENARIO(AloneUnderPressure) {
 TEST_F(Pressure, IsHonouredWithoutAThread) {
   EXPECT_TRUE(RunIn(Conf("decay:1s"), "AloneUnderPressure"));
   EXPECT_TRUE(RunIn(Conf("decay:1s,background_thread:off"), "AloneUnderPressure"));
+}
+
+// What a process with the background thread makes of pressure that comes and ends.
+void FeelPressure(bool noticed) {
+  static Work work;
+  SetPressure("00.00");
+  std::atomic<bool> stop{false};
+  std::thread worker([&] {
+    Work mine;
+    while (!stop) mine.For(50);
+  });
+  void* const p = malloc(100 * kMiB);
+  EXPECT_TRUE(Soon([] { return strcmp(State(), "running") == 0; }));
+  const size_t budget = Ask("pcmalloc_percpu_cache");
+  SetPressure("40.00");
+  work.For(2200);
+  if (noticed) {
+    EXPECT_GE(Statistic("pressure_rounds"), 1);
+    EXPECT_EQ(Ask("pcmalloc_percpu_cache"), budget / 4);
+  } else {
+    EXPECT_EQ(Statistic("pressure_rounds"), 0);
+    EXPECT_EQ(Ask("pcmalloc_percpu_cache"), budget);
+  }
+  SetPressure("00.10");
+  work.For(2200);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), budget);
+  stop = true;
+  worker.join();
+  free(p);
+}
+
+PCM_SCENARIO(ThreadsUnderPressure) { FeelPressure(true); }
+
+// A container's filter lets files be read; it may not know the rest of what we could ask with.
+PCM_SCENARIO(ThreadsInAContainer) {
+  SetPressure("00.00");
+  ASSERT_TRUE(DieOnSystemCalls({SYS_prctl, SYS_sched_setaffinity, SYS_sched_setscheduler,
+                                SYS_sched_getscheduler, SYS_readlinkat, SYS_newfstatat,
+                                SYS_faccessat, SYS_faccessat2, SYS_unshare}));
+  FeelPressure(true);
+}
+
+PCM_SCENARIO(ThreadsWithoutFiles) {
+  SetPressure("00.00");
+  ASSERT_TRUE(RefuseSystemCalls({SYS_openat}));
+  FeelPressure(false);
+}
+
+TEST_F(Pressure, IsHonouredByTheThread) {
+  EXPECT_TRUE(RunIn(Conf("decay:1s"), "ThreadsUnderPressure"));
+  EXPECT_TRUE(RunIn(Conf("decay:1s"), "ThreadsInAContainer"));
+  EXPECT_TRUE(RunIn(Conf("decay:1s"), "ThreadsWithoutFiles"));
 }
 
 // Under a filter that kills whoever opens a file.
