@@ -30,8 +30,8 @@ int64_t Limit() {
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
   const int32_t change = percpu::SetCapacity(index, size_class, wanted);
-  of_cpu[index].books.used.fetch_add(int64_t{change} * kClasses[size_class].size,
-                                     std::memory_order_relaxed);
+  OfCpu(index).books.used.fetch_add(int64_t{change} * kClasses[size_class].size,
+                                    std::memory_order_relaxed);
   return before + static_cast<uint32_t>(change);
 }
 
@@ -39,7 +39,7 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 // last slot goes too: one slot of each class is more than the budget, and a class that nobody uses
 // any more must not keep the others small for good.
 void Steal(int index, unsigned for_class, int64_t bytes) {
-  Books& book = of_cpu[index].books;
+  Books& book = OfCpu(index).books;
   for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
     const unsigned c =
         1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
@@ -74,7 +74,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   if (wanted > capacity.most) wanted = capacity.most;
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
-  const std::atomic<int64_t>& used = of_cpu[index].books.used;
+  const std::atomic<int64_t>& used = OfCpu(index).books.used;
   const int64_t limit = Limit();
   const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
   if (excess > 0) {
@@ -91,11 +91,11 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 void BookTaken(int index, const uint32_t* slots) {
   int64_t bytes = 0;
   for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
-  of_cpu[index].books.used.fetch_sub(bytes, std::memory_order_relaxed);
+  OfCpu(index).books.used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {
-  const int64_t used = of_cpu[index].books.used.load(std::memory_order_relaxed);
+  const int64_t used = OfCpu(index).books.used.load(std::memory_order_relaxed);
   return used < 0 ? 0 : static_cast<uint64_t>(used);
 }
 

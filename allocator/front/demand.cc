@@ -6,7 +6,7 @@
 
 namespace pcmalloc::front {
 
-constinit PerCpu of_cpu[percpu::kMaxCpus];
+constinit PerCpu per_cpu[percpu::kMaxCpus];
 
 namespace {
 
@@ -28,7 +28,7 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
 
 Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
                 uint64_t (*clock)()) {
-  PerCpu& state = of_cpu[index];
+  PerCpu& state = OfCpu(index);
   uint8_t* const entry = &state.runs[size_class];
   const uint8_t kind = miss == Miss::kFull ? kFullBit : 0;
   const uint8_t before = __atomic_load_n(entry, __ATOMIC_RELAXED);

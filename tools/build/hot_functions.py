@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Finds which functions of libpcmalloc.so run in which commands, for its layout.
+"""Finds which functions of libpcmalloc.so run in small programs, for its layout.
 
-  hot_functions.py LIBRARY... [--runs N] [--write LAYOUT] -- COMMAND... [-- COMMAND...]...
+  bazel build //:libpcmalloc.so //tests/artifacts:footprint_probe //benchmarks:scale
+  tools/build/hot_functions.py bazel-bin/libpcmalloc.so
 
-Runs the commands with each library preloaded (one a compiler: they inline differently) and a breakpoint at the beginning of each function,
-which goes when it is first met. Prints how much text each command adds to those before it; with
---write puts the functions into LAYOUT (tools/build/layout.lds), in the order in which they are met:
-name the smallest program first, and none that forks. x86_64 only. The library must have its symbol table.
+Runs the programs with each of the given libraries preloaded (one a compiler: they inline
+differently) and a breakpoint at the beginning of each function, which goes when it is first met.
+Prints how much text each program adds to those before it, and writes the functions into layout.lds
+beside this file, in that order. x86_64 only; the libraries must have their symbol tables.
 """
 
 import argparse
@@ -25,6 +26,26 @@ TRACE_CLONE, EXIT_KILL = 1 << 3, 1 << 20
 WALL = 0x40000000
 RIP = 16  # index of the instruction pointer among the 27 words of user_regs_struct
 BREAKPOINT = b"\xcc"
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LAYOUT = os.path.join(HERE, "layout.lds")
+BUILT = os.path.join(HERE, "../../bazel-bin")
+PROBE = os.path.join(BUILT, "tests/artifacts/footprint_probe")
+SCALE = os.path.join(BUILT, "benchmarks/scale")
+# The smallest first, and none that forks.
+PROGRAMS = (
+    [PROBE, "malloc"],
+    ["ls", "-l", "/usr/bin"],
+    ["cat", "/etc/passwd"],
+    [SCALE, "run", "transfer/1to1/64"],
+    [SCALE, "run", "remote-free/1t"],
+    [SCALE, "run", "pair-64/1t"],
+    [SCALE, "run", "thread-churn"],
+    [SCALE, "run", "larson/2t"],
+    ["perl", "-e", "$h{$_} = $_ x 20 for 1..50000"],
+    ["/usr/bin/python3", "-c", "import json; json.dumps([str(i) * 10 for i in range(50000)])"],
+)
+RUNS = 4  # of each: what threads meet varies
 
 BEGIN, END = "    /* functions, by hot_functions.py */\n", "    /* end of functions */\n"
 
@@ -51,13 +72,13 @@ def functions(library):
     return found
 
 
-def start(command, library):
+def start(program, library):
     pid = os.fork()
     if pid == 0:
         os.environ["LD_PRELOAD"] = library
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         ptrace(PTRACE_TRACEME, 0)
-        os.execvp(command[0], command)
+        os.execvp(program[0], program)
     os.waitpid(pid, 0)
     ptrace(PTRACE_SETOPTIONS, pid, TRACE_CLONE | EXIT_KILL)
     return pid
@@ -73,15 +94,15 @@ def loaded_at(pid, library):
     return base[0] if base else None
 
 
-def met(command, library, offsets):
+def met(program, library, offsets):
     """The offsets of the functions that run, in the order of their first call."""
-    pid = start(command, library)
+    pid = start(program, library)
     base = None
     while base is None:
         ptrace(PTRACE_SYSCALL, pid)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
-            sys.exit(f"{command[0]} does not load {library}")
+            sys.exit(f"{program[0]} does not load {library}")
         base = loaded_at(pid, library)
     memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
     first_bytes = {}
@@ -132,38 +153,26 @@ def write(path, groups):
 
 
 def main():
-    if "--" not in sys.argv:
-        sys.exit(__doc__)
-    split = sys.argv.index("--")
-    parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("libraries", nargs="+", metavar="library")
-    parser.add_argument("--runs", type=int, default=1, help="of each command: threads vary")
-    parser.add_argument("--write", metavar="LAYOUT")
-    options = parser.parse_args(sys.argv[1:split])
-    commands = [[]]
-    for word in sys.argv[split + 1:]:
-        if word == "--":
-            commands.append([])
-        else:
-            commands[-1].append(word)
-
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="+", metavar="LIBRARY")
+    options = parser.parse_args()
     known = {path: functions(path) for path in map(os.path.realpath, options.libraries)}
     seen = {path: set() for path in known}
     groups = []
-    for command in commands:
+    for program in PROGRAMS:
         names = []
         for path, table in known.items():
             new = []
-            for _ in range(options.runs):
-                new += [offset for offset in met(command, path, table) if offset not in seen[path]]
+            for _ in range(RUNS):
+                new += [offset for offset in met(program, path, table) if offset not in seen[path]]
                 seen[path].update(new)
             names += [name for offset in new for name in table[offset][1]]
             size = sum(table[offset][0] for offset in new)
             total = sum(table[offset][0] for offset in seen[path])
-            print(f"{size:7} bytes more, {total:7} in all: {' '.join(command)[:70]}")
+            print(f"{size:7} bytes more, {total:7} in all: {' '.join(program)[-70:]}")
         groups.append(names)
-    if options.write:
-        write(options.write, [names for names in groups if names])
+    write(LAYOUT, [names for names in groups if names])
 
 
 if __name__ == "__main__":
