@@ -101,6 +101,7 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
 
 // Of a stack of a large class that is full. 0 objects: it has no slots.
 Answer AnswerLargeMiss(int index, unsigned size_class) {
+  CountMiss(index, size_class);
   const uint32_t slots = percpu::CapacityOf(index, size_class).now;
   std::atomic<uint32_t>& full = OfCpu(index).counters.large_full;
   const uint32_t before = full.load(std::memory_order_relaxed);
