@@ -24,7 +24,10 @@ struct alignas(64) CpuState {
   Slab* slab = nullptr;
 };
 
-constinit CpuState cpus[kMaxCpus];
+// Backwards, so that the states of the first CPUs lie before the table of slabs, on the page that its
+// first entries are on, in a library that is linked so (tools/build/layout.lds).
+constinit CpuState states[kMaxCpus];
+CpuState& StateOf(int index) { return states[kMaxCpus - 1 - index]; }
 // Guards the three below, and the first use of an index.
 constinit RankedLock<LockRank::kCreation> creation_lock;
 constinit Slab* kept_slabs = nullptr;
@@ -41,8 +44,10 @@ Slab** Entry(int index) { return &pcmalloc_slab_of[2 + index]; }
 // The sections load entries with plain instructions on other CPUs.
 void Publish(int index, Slab* slab) { __atomic_store_n(Entry(index), slab, __ATOMIC_RELEASE); }
 
-Slab* SlabOf(int index) { return __atomic_load_n(&cpus[index].slab, __ATOMIC_ACQUIRE); }
-void SetSlab(int index, Slab* slab) { __atomic_store_n(&cpus[index].slab, slab, __ATOMIC_RELEASE); }
+Slab* SlabOf(int index) { return __atomic_load_n(&StateOf(index).slab, __ATOMIC_ACQUIRE); }
+void SetSlab(int index, Slab* slab) {
+  __atomic_store_n(&StateOf(index).slab, slab, __ATOMIC_RELEASE);
+}
 
 bool Fence(int index) {
   if (kSabotageNoFence) return true;
@@ -206,7 +211,7 @@ class LockedSlab {
   LockedSlab() {
     const int index = CurrentIndex();
     if (SlabOf(index) == nullptr && !EnsureSlab(index)) return;
-    if (cpus[index].lock.AcquireSoon()) cpu_ = &cpus[index];
+    if (StateOf(index).lock.AcquireSoon()) cpu_ = &StateOf(index);
   }
   ~LockedSlab() {
     if (cpu_ != nullptr) cpu_->lock.Release();
@@ -267,7 +272,7 @@ bool PrepareThread() {
 }
 
 bool EnsureSlab(int index) {
-  CpuState& cpu = cpus[index];
+  CpuState& cpu = StateOf(index);
   // Not to be waited for: Resize holds it while it waits for whoever has stopped an index.
   if (!creation_lock.TryAcquire()) return false;
   // Held by another: somebody has stopped this index and will open it again.
@@ -333,14 +338,14 @@ __attribute__((aligned(64))) uint32_t PushBatch(unsigned size_class, void* const
 int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
   if (mode == Mode::kLocked) {
     Slab* slab = SlabOf(index);
-    if (slab == nullptr || !cpus[index].lock.AcquireSoon()) return 0;
-    slab = cpus[index].slab;
+    if (slab == nullptr || !StateOf(index).lock.AcquireSoon()) return 0;
+    slab = StateOf(index).slab;
     const Header header = slab->headers[size_class];
     const Header wanted = WithCapacity(slab, size_class, header, capacity);
     WriteHeader(slab, size_class, wanted);
     const uint32_t before = CapacityIn(slab, size_class, header);
     const uint32_t after = CapacityIn(slab, size_class, wanted);
-    cpus[index].lock.Release();
+    StateOf(index).lock.Release();
     return static_cast<int32_t>(after - before);
   }
   Slab* slab = OpenSlab(index);
@@ -356,7 +361,7 @@ int32_t SetCapacity(int index, unsigned size_class, uint32_t capacity) {
 }
 
 uint32_t HeldBy(int index, unsigned size_class) {
-  const Slab* slab = cpus[index].slab;
+  const Slab* slab = StateOf(index).slab;
   if (slab == nullptr) return 0;
   const Header header = ReadHeader(slab, size_class);
   return header.end == 0 ? 0 : header.current - slab->begin[size_class];
@@ -374,7 +379,7 @@ namespace {
 
 // Stop once the lock is held: takes the slab, or gives the lock back.
 Slab* TakeAway(int index) {
-  CpuState& cpu = cpus[index];
+  CpuState& cpu = StateOf(index);
   if (mode != Mode::kLocked) {
     if (kSabotageRemoteWrite) return cpu.slab;
     Publish(index, ClosedSlab());
@@ -392,12 +397,12 @@ Slab* TakeAway(int index) {
 }  // namespace
 
 Slab* Stop(int index) {
-  if (SlabOf(index) == nullptr || !cpus[index].lock.Acquire()) return nullptr;
+  if (SlabOf(index) == nullptr || !StateOf(index).lock.Acquire()) return nullptr;
   return TakeAway(index);
 }
 
 bool Start(int index, Slab* slab) {
-  CpuState& cpu = cpus[index];
+  CpuState& cpu = StateOf(index);
   if (!cpu.lock.HeldBySelf()) return false;
   SetSlab(index, slab);
   if (mode != Mode::kLocked) Publish(index, slab);
@@ -405,7 +410,9 @@ bool Start(int index, Slab* slab) {
   return true;
 }
 
-bool Restart(int index) { return cpus[index].lock.HeldBySelf() && Start(index, cpus[index].slab); }
+bool Restart(int index) {
+  return StateOf(index).lock.HeldBySelf() && Start(index, StateOf(index).slab);
+}
 
 size_t Drain(int index, Receiver receiver, uint32_t* capacity) {
   if (capacity != nullptr) memset(capacity, 0, kSlabClasses * sizeof(*capacity));
@@ -474,10 +481,10 @@ bool Resize(int index, const Geometry& geometry, Receiver receiver) {
 bool TryResize(int index, const Geometry& geometry, Receiver receiver) {
   if (SlabOf(index) == nullptr || !creation_lock.TryAcquire()) return false;
   Slab* old = nullptr;
-  if (cpus[index].lock.TryAcquire()) {
+  if (StateOf(index).lock.TryAcquire()) {
     Slab* fresh = HasGeometry(SlabOf(index), geometry) ? nullptr : MakeSlab(geometry);
     if (fresh == nullptr) {
-      cpus[index].lock.Release();
+      StateOf(index).lock.Release();
     } else if ((old = TakeAway(index)) == nullptr) {
       KeepSlab(fresh);
     } else {
@@ -497,7 +504,7 @@ void TakeOver() {
   const unsigned end = creation_lock.FreeInChild() ? Bound() : HighestUsed();
   for (unsigned i = 0; i < end; ++i) {
     const int index = static_cast<int>(i);
-    CpuState& cpu = cpus[index];
+    CpuState& cpu = StateOf(index);
     if (cpu.lock.HeldBySelf()) continue;
     cpu.lock.FreeInChild();
     const bool open = cpu.slab == nullptr || OpenSlab(index) == cpu.slab;
@@ -513,12 +520,13 @@ void TakeOver() {
 void LockForFork() {
   (void)creation_lock.AcquireForFork(ForkPatience::kNone);
   for (unsigned i = 0; i < HighestUsed(); ++i) {
-    (void)cpus[i].lock.AcquireForFork(ForkPatience::kNone);
+    (void)StateOf(static_cast<int>(i)).lock.AcquireForFork(ForkPatience::kNone);
   }
 }
 
 void UnlockAfterFork(bool in_child) {
-  for (unsigned i = HighestUsed(); i-- > 0;) cpus[i].lock.ReleaseAfterFork(in_child);
+  for (unsigned i = HighestUsed(); i-- > 0;)
+    StateOf(static_cast<int>(i)).lock.ReleaseAfterFork(in_child);
   creation_lock.ReleaseAfterFork(in_child);
   if (in_child) TakeOver();
 }

@@ -8,6 +8,7 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/base/syscall.h"
 #include "allocator/base/text.h"
@@ -279,7 +280,8 @@ int RegisterFirstThread(Discovery& d, uint32_t length) {
   return RegisterOwnArea(length);
 }
 
-void UseOwnArea(Discovery& d, TextBuffer& why) {
+// Where the C library does not register, which is rare.
+ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE void UseOwnArea(Discovery& d, TextBuffer& why) {
   d.owner = Owner::kOwn;
   MakeProcessIdPage();
   MakeEndKey();

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdint.h>
 
+#include "absl/base/attributes.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
 #include "allocator/central/transfer_cache.h"
@@ -47,17 +48,20 @@ void AfterForkInChild() {
   release::ResumeInChild();
 }
 
+ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE void Complain(int error) {
+  Text<> text;
+  text.Str("fork handlers could not be installed (").ErrorName(error);
+  text.Str("): a fork from a multi-threaded program may leave the child without memory");
+  Warn(text);
+}
+
 }  // namespace
 
 void InstallForkHandlers() {
   // Registered first of all, so that it runs last before a fork and first after it: other handlers
   // may allocate.
   const int error = pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
-  if (error == 0) return;
-  Text<> text;
-  text.Str("fork handlers could not be installed (").ErrorName(error);
-  text.Str("): a fork from a multi-threaded program may leave the child without memory");
-  Warn(text);
+  if (error != 0) Complain(error);
 }
 
 }  // namespace pcmalloc

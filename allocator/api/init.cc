@@ -6,6 +6,7 @@
 #include <sys/auxv.h>
 #include <unistd.h>
 
+#include "absl/base/attributes.h"
 #include "allocator/api/fork.h"
 #include "allocator/api/hot.h"
 #include "allocator/base/report.h"
@@ -50,7 +51,7 @@ bool SectionsAbort(const rseq::Discovery& found) {
 }
 
 // The legacy scheme needs an area of our own that the kernel rewrites, and proof that it does.
-bool LegacyIsSafe(const rseq::Discovery& found, TextBuffer& refusal) {
+ABSL_ATTRIBUTE_COLD bool LegacyIsSafe(const rseq::Discovery& found, TextBuffer& refusal) {
   if (!percpu::kHasCachedOps) {
     refusal.Str("this architecture has no sections for it");
     return false;
@@ -87,8 +88,10 @@ bool LegacyIsSafe(const rseq::Discovery& found, TextBuffer& refusal) {
 }
 
 // The mode that the request and the kernel allow, and why. Needs the fence: without it no slab
-// could be taken away from a CPU, so memory could neither be drained nor trimmed.
-percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
+// could be taken away from a CPU, so memory could neither be drained nor trimmed. Choose() has
+// answered what is asked in most processes.
+ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE percpu::Mode ChooseOtherwise(
+    RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
   if (request == RseqRequest::kLocked) {
     why.Str("asked for by PCMALLOC_CONF (rseq:locked)");
     return percpu::Mode::kLocked;
@@ -133,6 +136,14 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
   if (!found.fence_one_cpu && request != RseqRequest::kV2SafeCid) {
     why.Str("; fences reach all CPUs, this kernel cannot address one");
   }
+  return percpu::Mode::kCpuId;
+}
+
+percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffer& why) {
+  const bool plain = request == RseqRequest::kAuto && found.owner != rseq::Owner::kNone &&
+                     found.fence_one_cpu && !rseq::ReleaseIsSuspicious();
+  if (!plain) return ChooseOtherwise(request, found, why);
+  why.Str(found.reason);
   return percpu::Mode::kCpuId;
 }
 

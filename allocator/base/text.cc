@@ -69,7 +69,7 @@ TextBuffer& TextBuffer::Fixed(uint64_t numerator, uint64_t denominator, int deci
 }
 
 TextBuffer& TextBuffer::Bytes(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"};
+  static constexpr char kUnits[][5] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"};
   int unit = 0;
   while (unit < 6 && (bytes >> (10 * unit)) >= 1024) ++unit;
   if (unit == 0) return Dec(bytes).Str(kUnits[0]);
@@ -87,7 +87,7 @@ TextBuffer& TextBuffer::ErrorName(int error) {
   // strerrorname_np is glibc's alone, strerror may allocate and translate.
   struct Name {
     int error;
-    const char* name;
+    char name[12];  // no pointer: it would be a relocation in every process
   };
   static constexpr Name kNames[] = {
       {EPERM, "EPERM"},   {ENOENT, "ENOENT"}, {EINTR, "EINTR"},   {EAGAIN, "EAGAIN"},

@@ -90,16 +90,18 @@ class Stack {
   void** const high_;
 };
 
+constinit Slots first_slots = {};
+
 struct Shard {
   TransferCache caches[kNumClasses];
-  Slots* slots;
+  Slots* slots;  // null: first_slots, so that the first shard is all zero and not in the file
 
-  Stack StackOf(unsigned size_class) const { return Stack(slots, size_class); }
+  Stack StackOf(unsigned size_class) const {
+    return Stack(slots == nullptr ? &first_slots : slots, size_class);
+  }
 };
 
-// Not in the struct, whose locks are not all zero: a megabyte of zeros would lie in the file.
-constinit Slots first_slots = {};
-constinit Shard first_shard = {{}, &first_slots};
+constinit Shard first_shard = {};
 constinit std::atomic<Shard*> shards[kMaxShards] = {&first_shard};
 constinit std::atomic<unsigned> open_shards{1};  // the highest and one
 // A fork must not find a shard that its preparation has not seen.

@@ -37,6 +37,7 @@ const Config& GetConfig() { return config; }
 KeyTable ConfigKeys() { return {kKeys, sizeof(kKeys) / sizeof(kKeys[0])}; }
 
 void ParseConfig(const char* text) {
+  if (text == nullptr) return;
   if (ParseKeys(ConfigKeys(), &config, text, Complain) > 0 && config.abort_conf) _exit(1);
 }
 

@@ -25,7 +25,7 @@ Piece Trim(Piece piece) {
 }
 
 struct Suffix {
-  const char* text;
+  char text[8];  // no pointer: it would be a relocation in every process
   uint64_t factor;
 };
 constexpr Suffix kByteSuffixes[] = {
@@ -238,9 +238,9 @@ void AppendValue(const Key& key, uint64_t value, TextBuffer& out) {
       out.Dec(value);
       break;
     case Unit::kBytes: {
-      static constexpr const char* kLarger[] = {"K", "M", "G"};
+      static constexpr char kLarger[][2] = {"K", "M", "G"};
       const char* suffix = "";
-      for (const char* larger : kLarger) {
+      for (const char(&larger)[2] : kLarger) {
         if (value == 0 || value % 1024 != 0) break;
         value /= 1024;
         suffix = larger;

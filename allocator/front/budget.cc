@@ -36,8 +36,8 @@ int64_t Limit() {
 // Changes a capacity and books what has really changed.
 uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) {
   const int32_t change = percpu::SetCapacity(index, size_class, wanted);
-  of_cpu[index].books.used.fetch_add(int64_t{change} * kClasses[size_class].size,
-                                     std::memory_order_relaxed);
+  OfCpu(index).books.used.fetch_add(int64_t{change} * kClasses[size_class].size,
+                                    std::memory_order_relaxed);
   return before + static_cast<uint32_t>(change);
 }
 
@@ -48,7 +48,7 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
 // of each class is more than the budget, and a class that nobody uses any more must not keep the others
 // small for good.
 void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool exceeded) {
-  Books& book = of_cpu[index].books;
+  Books& book = OfCpu(index).books;
   const uint16_t pause = book.pause.load(std::memory_order_relaxed);
   if (pause != 0 && !exceeded) {
     book.pause.store(static_cast<uint16_t>(pause - 1), std::memory_order_relaxed);
@@ -100,7 +100,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   if (wanted > capacity.most) wanted = capacity.most;
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
-  const std::atomic<int64_t>& used = of_cpu[index].books.used;
+  const std::atomic<int64_t>& used = OfCpu(index).books.used;
   const int64_t limit = Limit();
   const int64_t before = used.load(std::memory_order_relaxed);
   if (before + cost > limit) {
@@ -119,11 +119,11 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
 void BookTaken(int index, const uint32_t* slots) {
   int64_t bytes = 0;
   for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
-  of_cpu[index].books.used.fetch_sub(bytes, std::memory_order_relaxed);
+  OfCpu(index).books.used.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {
-  const int64_t used = of_cpu[index].books.used.load(std::memory_order_relaxed);
+  const int64_t used = OfCpu(index).books.used.load(std::memory_order_relaxed);
   return used < 0 ? 0 : static_cast<uint64_t>(used);
 }
 

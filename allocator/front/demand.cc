@@ -6,7 +6,7 @@
 
 namespace pcmalloc::front {
 
-constinit PerCpu of_cpu[percpu::kMaxCpus];
+constinit PerCpu per_cpu[percpu::kMaxCpus];
 
 namespace {
 
@@ -30,7 +30,7 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
 }
 
 void CountMiss(int index, unsigned size_class) {
-  PerCpu& state = of_cpu[index];
+  PerCpu& state = OfCpu(index);
   uint8_t* const misses = state.misses;
   const uint8_t before = __atomic_load_n(&misses[size_class], __ATOMIC_RELAXED);
   if (before < UINT8_MAX) __atomic_store_n(&misses[size_class], before + 1, __ATOMIC_RELAXED);
@@ -44,13 +44,13 @@ void CountMiss(int index, unsigned size_class) {
 }
 
 uint32_t RecentMisses(int index, unsigned size_class) {
-  return __atomic_load_n(&of_cpu[index].misses[size_class], __ATOMIC_RELAXED);
+  return __atomic_load_n(&OfCpu(index).misses[size_class], __ATOMIC_RELAXED);
 }
 
 Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
                 uint64_t (*clock)()) {
   CountMiss(index, size_class);
-  PerCpu& state = of_cpu[index];
+  PerCpu& state = OfCpu(index);
   uint8_t* const entry = &state.runs[size_class];
   const uint8_t kind = miss == Miss::kFull ? kFullBit : 0;
   const uint8_t before = __atomic_load_n(entry, __ATOMIC_RELAXED);

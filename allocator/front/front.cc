@@ -86,7 +86,7 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
     if (slots < capacity.most) {
       slots = GrowCapacity(index, size_class);
     } else {
-      std::atomic<uint32_t>& cramped = of_cpu[index].counters.cramped;
+      std::atomic<uint32_t>& cramped = OfCpu(index).counters.cramped;
       const uint32_t misses = cramped.load(std::memory_order_relaxed) + 1;
       const bool move = misses >= kCrampedMisses;
       cramped.store(move ? 0 : misses, std::memory_order_relaxed);
@@ -103,7 +103,7 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
 Answer AnswerLargeMiss(int index, unsigned size_class) {
   CountMiss(index, size_class);
   const uint32_t slots = percpu::CapacityOf(index, size_class).now;
-  std::atomic<uint32_t>& full = of_cpu[index].counters.large_full;
+  std::atomic<uint32_t>& full = OfCpu(index).counters.large_full;
   const uint32_t before = full.load(std::memory_order_relaxed);
   full.store(before + 1, std::memory_order_relaxed);
   const uint32_t now = before % kFullPerLargeGrowth == 0 ? GrowCapacity(index, size_class) : slots;
@@ -128,11 +128,11 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
   const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
   if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
   if (got == 1) {
-    Count(of_cpu[index].counters.refills_of_one);
+    Count(OfCpu(index).counters.refills_of_one);
     return items[0];
   }
-  Count(of_cpu[index].counters.refills);
-  Count(of_cpu[index].counters.refill_objects, got);
+  Count(OfCpu(index).counters.refills);
+  Count(OfCpu(index).counters.refill_objects, got);
   // The last is what a pop after a push of all would give.
   const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
   Return(size_class, items + pushed, got - 1 - pushed);
@@ -154,8 +154,8 @@ void* TakeOneLarge(int index, unsigned size_class) {
 ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
   void* items[kMaxBatch];
   const uint32_t taken = percpu::PopBatch(size_class, items, wanted);
-  Count(of_cpu[index].counters.flushes);
-  Count(of_cpu[index].counters.flush_objects, taken);
+  Count(OfCpu(index).counters.flushes);
+  Count(OfCpu(index).counters.flush_objects, taken);
   Return(size_class, items, taken);
 }
 
@@ -193,7 +193,7 @@ void Deallocate(unsigned size_class, void* p) {
                                                   : AnswerMiss(index, size_class, Miss::kFull);
   if (answer.grown && percpu::PushBatch(size_class, &p, 1) == 1) return;
   if (answer.batch == 0) {
-    Count(of_cpu[index].counters.flushes_of_one);
+    Count(OfCpu(index).counters.flushes_of_one);
     Return(size_class, &p, 1);
     return;
   }
@@ -243,7 +243,7 @@ void Trim() {
 Stats ReadStats() {
   Stats stats = {};
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    const Counters& of = of_cpu[i].counters;
+    const Counters& of = OfCpu(static_cast<int>(i)).counters;
     const uint64_t one_in = of.refills_of_one.load(std::memory_order_relaxed);
     const uint64_t one_out = of.flushes_of_one.load(std::memory_order_relaxed);
     stats.refills += of.refills.load(std::memory_order_relaxed) + one_in;

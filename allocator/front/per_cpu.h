@@ -3,7 +3,7 @@
 // Purpose: all that this layer knows of a CPU, side by side: in a small process each of these pages is
 //   one of a few hundred.
 //
-//      of_cpu   [0: counters | books | demand ][1 ...    384 bytes each, on lines of its own
+//      ... 1][0: counters | books | demand ]    384 bytes each, on lines of its own
 //
 // Invariants: zeros mean a CPU that was never used; nothing touches it before.
 // Cost: a page for each 10 neighbouring CPUs that are used.
@@ -51,7 +51,10 @@ struct alignas(64) PerCpu {
 
 static_assert(sizeof(PerCpu) == 384);
 
-extern PerCpu of_cpu[percpu::kMaxCpus];
+// Backwards, so that in a library that is linked so (tools/build/layout.lds) what comes next in memory
+// is on the page of the first CPUs.
+extern PerCpu per_cpu[percpu::kMaxCpus];
+inline PerCpu& OfCpu(int index) { return per_cpu[percpu::kMaxCpus - 1 - index]; }
 
 }  // namespace pcmalloc::front
 

@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "absl/base/attributes.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
 #include "allocator/central/transfer_cache.h"
@@ -177,10 +178,11 @@ void PrintJson(const Snapshot& snapshot, TextBuffer& out) {
   out.Str("}");
 }
 
-void ReportAtExit(const Identity& identity) {
+namespace {
+
+ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE void Report(const Identity& identity) {
   const Config& config = GetConfig();
   const bool to_file = config.stats_json.text[0] != '\0';
-  if (!config.stats_print && !to_file) return;
   const Snapshot snapshot = TakeSnapshot(identity);
   if (to_file) WriteJsonFile(config.stats_json, snapshot);
   if (config.stats_print) {
@@ -188,6 +190,13 @@ void ReportAtExit(const Identity& identity) {
     PrintTable(snapshot, table);
     WriteAll(STDERR_FILENO, table.c_str(), table.size());
   }
+}
+
+}  // namespace
+
+void ReportAtExit(const Identity& identity) {
+  const Config& config = GetConfig();
+  if (config.stats_print || config.stats_json.text[0] != '\0') Report(identity);
 }
 
 }  // namespace pcmalloc::observe

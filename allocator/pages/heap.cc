@@ -9,6 +9,7 @@
 namespace pcmalloc::pages {
 
 constinit Heap heap;
+constinit HeapBounds bounds;
 
 Arena& ArenaOf(const Span* span) {
   Arena* arena = Arenas::Find(span->start);

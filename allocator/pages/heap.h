@@ -37,12 +37,11 @@ struct HeapLimits {
   std::atomic<bool> mark_passed{false};
 };
 
+// All zero at first, so that none of it lies in the file, and in the order in which a small process
+// comes to use it.
 struct Heap {
   RankedLock<LockRank::kReturn> return_lock;
   RankedLock<LockRank::kPages> lock;
-  FreeSpans warm;   // was in use
-  FreeSpans fresh;  // warm too, but nobody wrote to it: came in with a neighbour, in a hugepage
-  FreeSpans cold;
   SpanStore store;
   uint64_t small_pages = 0;
   uint64_t large_pages = 0;
@@ -52,11 +51,8 @@ struct Heap {
   uint64_t returning_pages = 0;  // in kReturning spans
   // Set when a pass of the policy found too little to return: no next one until so much is idle.
   uint64_t next_pass_bytes = 0;
-  uint64_t grown = 0;  // bytes that got memory since growth was last made up for
-  IdleBound idle_bound;
-  uint64_t idle_limit = UINT64_MAX;  // at most so much, if the program said so
-  uint64_t idle_kept = 0;            // what decay leaves alone, because the program said so
-  HeapLimits limits;
+  uint64_t grown = 0;               // bytes that got memory since growth was last made up for
+  uint64_t idle_kept = 0;           // what decay leaves alone, because the program said so
   std::atomic<bool> helped{false};  // somebody calls Decay: slow paths need not look at the clock
   IdleClock idle_clock;             // of warm pages
   // Whether the kernel serves hugepages, once somebody asked.
@@ -64,8 +60,19 @@ struct Heap {
   uint32_t huge_refusals = 0;  // how many requests still do without them
   // Of spans of small blocks: what lies inside of them and has no memory (PageHeap::ReturnInside).
   std::atomic<uint64_t> hole_bytes{0};
+  FreeSpans cold;
+  FreeSpans warm;   // was in use
+  FreeSpans fresh;  // warm too, but nobody wrote to it: came in with a neighbour, in a hugepage
 };
 extern Heap heap;
+
+// Apart, because it is not all zero.
+struct HeapBounds {
+  HeapLimits limits;
+  IdleBound idle;
+  uint64_t idle_limit = UINT64_MAX;  // at most so much, if the program said so
+};
+extern HeapBounds bounds;
 
 constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
 // Read without the lock.

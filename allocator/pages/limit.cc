@@ -27,7 +27,7 @@ uint64_t ResidentBytes() {
 }  // namespace
 
 bool MayGrow(size_t pages) {
-  const uint64_t limit = heap.limits.hard.load(std::memory_order_relaxed);
+  const uint64_t limit = bounds.limits.hard.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return true;
   // What growth may cost besides: steps of both maps, and a chunk of Spans.
   constexpr uint64_t kBooks = uint64_t{256} << 10;
@@ -40,20 +40,20 @@ bool MayGrow(size_t pages) {
 }
 
 bool HugePageFits() {
-  const uint64_t limit = heap.limits.hard.load(std::memory_order_relaxed);
+  const uint64_t limit = bounds.limits.hard.load(std::memory_order_relaxed);
   return limit == UINT64_MAX || FootprintBytes() + os::kHugePage <= limit;
 }
 
 void NoteGrowth() {
-  const uint64_t mark = heap.limits.mark.load(std::memory_order_relaxed);
+  const uint64_t mark = bounds.limits.mark.load(std::memory_order_relaxed);
   if (__builtin_expect(mark != UINT64_MAX && ResidentBytes() > mark, 0)) {
-    heap.limits.mark.store(UINT64_MAX, std::memory_order_relaxed);
-    heap.limits.mark_passed.store(true, std::memory_order_relaxed);
+    bounds.limits.mark.store(UINT64_MAX, std::memory_order_relaxed);
+    bounds.limits.mark_passed.store(true, std::memory_order_relaxed);
   }
 }
 
 uint64_t BytesAboveSoftLimit() {
-  const uint64_t limit = heap.limits.soft.load(std::memory_order_relaxed);
+  const uint64_t limit = bounds.limits.soft.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return 0;
   const uint64_t footprint = ResidentBytes();
   return footprint > limit ? footprint - limit : 0;
@@ -63,22 +63,23 @@ uint64_t BytesAboveSoftLimit() {
 
 namespace pcmalloc {
 
+using pages::bounds;
 using pages::heap;
 
 void PageHeap::SetLimits(uint64_t soft, uint64_t hard) {
-  heap.limits.soft.store(soft, std::memory_order_relaxed);
-  heap.limits.hard.store(hard, std::memory_order_relaxed);
+  bounds.limits.soft.store(soft, std::memory_order_relaxed);
+  bounds.limits.hard.store(hard, std::memory_order_relaxed);
 }
 
 void PageHeap::SetMark(uint64_t bytes) {
-  heap.limits.mark_passed.store(false, std::memory_order_relaxed);
-  heap.limits.mark.store(bytes, std::memory_order_relaxed);
+  bounds.limits.mark_passed.store(false, std::memory_order_relaxed);
+  bounds.limits.mark.store(bytes, std::memory_order_relaxed);
 }
 
-bool PageHeap::MarkPassed() { return heap.limits.mark_passed.load(std::memory_order_relaxed); }
+bool PageHeap::MarkPassed() { return bounds.limits.mark_passed.load(std::memory_order_relaxed); }
 
 bool PageHeap::TakeMark() {
-  return MarkPassed() && heap.limits.mark_passed.exchange(false, std::memory_order_relaxed);
+  return MarkPassed() && bounds.limits.mark_passed.exchange(false, std::memory_order_relaxed);
 }
 
 uint64_t PageHeap::Footprint() {

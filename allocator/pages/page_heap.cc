@@ -15,6 +15,7 @@
 namespace pcmalloc {
 
 using pages::ArenaOf;
+using pages::bounds;
 using pages::Bytes;
 using pages::CarveOut;
 using pages::Fill;
@@ -200,7 +201,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   pages::NoteIdle();
   if (grown) {
     heap.grown += Bytes(pages);
-    heap.idle_bound.Taken(Bytes(pages), pages::UsedBytes());
+    bounds.idle.Taken(Bytes(pages), pages::UsedBytes());
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();
@@ -369,7 +370,7 @@ void PageHeap::OpenFastFree() {
 
 void PageHeap::SetIdleLimit(size_t bytes) {
   LockHolder held(heap.lock);
-  if (held) heap.idle_limit = heap.idle_kept = bytes;
+  if (held) bounds.idle_limit = heap.idle_kept = bytes;
 }
 
 PageStats PageHeap::Stats() {

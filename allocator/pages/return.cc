@@ -187,7 +187,7 @@ uint64_t DecayStep(uint64_t now_ms) {
   {
     LockHolder held(heap.lock);
     if (!held) return IdleAges::SleepMs(decay_ms);
-    if (heap.idle_clock.Due(now_ms)) heap.idle_bound.Age(UsedBytes());
+    if (heap.idle_clock.Due(now_ms)) bounds.idle.Age(UsedBytes());
     due = Bytes(heap.idle_clock.Step(now_ms, decay_ms, IdlePages(), &wait_ms));
     const uint64_t most = DisposableBytes();
     if (due > most) due = most;
@@ -290,11 +290,11 @@ namespace {
 // More than so much is too much.
 uint64_t Bound() {
   const uint64_t used = UsedBytes();
-  const uint64_t bound = heap.idle_bound.For(used);
+  const uint64_t bound = bounds.idle.For(used);
   // What the program says stands beside what large heaps are allowed.
-  if (heap.idle_kept == 0 && heap.idle_limit >= bound) return bound;
+  if (heap.idle_kept == 0 && bounds.idle_limit >= bound) return bound;
   const uint64_t share = used / IdleBound::kLeastDivisor;
-  return heap.idle_limit < share ? share : heap.idle_limit;
+  return bounds.idle_limit < share ? share : bounds.idle_limit;
 }
 
 }  // namespace
@@ -313,7 +313,7 @@ uint64_t ExcessBytes() {
 uint64_t GrowthExcess() {
   if (heap.grown < ReleasePolicy::kGrowthStep) return 0;
   const uint64_t excess = ReleasePolicy::BytesForGrowth(heap.grown, DisposableBytes(), UsedBytes(),
-                                                        heap.idle_bound.Earned(UsedBytes()));
+                                                        bounds.idle.Earned(UsedBytes()));
   heap.grown = 0;
   return excess;
 }
@@ -329,7 +329,7 @@ void Maintain(uint64_t excess_bytes) {
   if (!heap.return_lock.TryAcquire()) return;
   if (excess_bytes != 0) {
     size_t shortest = decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange;
-    if (heap.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {
+    if (bounds.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {
       LockHolder held(heap.lock);
       PCMALLOC_CHECK(held);
       if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
@@ -338,7 +338,7 @@ void Maintain(uint64_t excess_bytes) {
         ReturnSparingly({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
     LockHolder held(heap.lock);
     PCMALLOC_CHECK(held);
-    heap.idle_bound.Returned(returned, UsedBytes());
+    bounds.idle.Returned(returned, UsedBytes());
     heap.next_pass_bytes = returned >= excess_bytes ? 0 : Bytes(IdlePages()) + Bound() / 4;
   }
   if (step) DecayStep(now_ms);

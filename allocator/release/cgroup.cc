@@ -258,7 +258,8 @@ void ReadLimits(const char* root, Cgroup* result) {
 
 bool ReadCgroup(const char* root, Cgroup* result) {
   if (buffer_taken.exchange(true, std::memory_order_acquire)) return false;
-  *result = Cgroup();
+  result->limit_bytes = kNoLimit;
+  result->pressure[0] = '\0';
   ReadLimits(root, result);
   buffer_taken.store(false, std::memory_order_release);
   return true;

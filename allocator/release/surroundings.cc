@@ -10,18 +10,33 @@
 namespace pcmalloc::release {
 
 Sandbox FindSandbox() {
-  char text[4096];
+  constexpr char kBefore[] = "\nSeccomp:\t";
+  constexpr size_t kKept = sizeof(kBefore);
+  // In pieces: the background thread, which asks, would need a page more of stack for all of it.
+  char text[1024];
   const long fd =
       RawSyscall(SYS_openat, AT_FDCWD, "/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
   if (fd < 0) return Sandbox::kClosed;
-  const long size = RawSyscall(SYS_read, fd, text, sizeof(text) - 1);
+  Sandbox found = Sandbox::kClosed;
+  size_t size = 0;
+  long more;
+  while ((more = RawSyscall(SYS_read, fd, text + size, sizeof(text) - 1 - size)) > 0) {
+    size += static_cast<size_t>(more);
+    text[size] = '\0';
+    found = Sandbox::kReadsFiles;
+    const char* const line = strstr(text, kBefore);
+    if (line != nullptr && line[sizeof(kBefore) - 1] != '\0') {
+      if (line[sizeof(kBefore) - 1] == '0') found = Sandbox::kNone;
+      break;
+    }
+    // The line may begin at the end of this piece.
+    if (size > kKept) {
+      memmove(text, text + size - kKept, kKept);
+      size = kKept;
+    }
+  }
   RawSyscall(SYS_close, fd);
-  if (size <= 0) return Sandbox::kClosed;
-  text[size] = '\0';
-  constexpr char kBefore[] = "\nSeccomp:\t";
-  const char* const line = strstr(text, kBefore);
-  const bool filtered = line == nullptr || line[sizeof(kBefore) - 1] != '0';
-  return filtered ? Sandbox::kReadsFiles : Sandbox::kNone;
+  return found;
 }
 
 bool AloneInTheProcess() {

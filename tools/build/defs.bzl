@@ -72,7 +72,10 @@ def preload_library(name, malloc):
     """A shared object that exports what libpcmalloc.lds lists and needs libc alone."""
     native.cc_binary(
         name = name,
-        additional_linker_inputs = ["//:libpcmalloc.lds"],
+        additional_linker_inputs = [
+            "//:libpcmalloc.lds",
+            "//tools/build:layout.lds",
+        ],
         # gold rounds thread-local storage up to its alignment, 72 bytes to 128; GNU ld does not, but
         # knows no --start-lib.
         features = [
@@ -83,6 +86,9 @@ def preload_library(name, malloc):
             "-fuse-ld=bfd",
             "-Wl,--as-needed",
             "-Wl,-z,defs,-z,now,-z,relro",
+            # One segment for all that is only read, and the order of what lies in it.
+            "-Wl,-z,noseparate-code",
+            "-Wl,-T,$(location //tools/build:layout.lds)",
             "-Wl,--version-script=$(location //:libpcmalloc.lds)",
             "-Wl,-soname,libpcmalloc.so",
         ],
