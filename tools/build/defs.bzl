@@ -87,5 +87,8 @@ def preload_library(name, malloc):
             "-Wl,-soname,libpcmalloc.so",
         ],
         linkshared = True,
-        deps = [malloc],
+        deps = [
+            malloc,
+            "//allocator/api:dlopen",
+        ],
     )
