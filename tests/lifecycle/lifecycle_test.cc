@@ -48,6 +48,20 @@ TEST_P(Startup, Allocates) {
 INSTANTIATE_TEST_SUITE_P(In, Startup, ::testing::Values("ifunc", "ifunc_local", "constructors"),
                          [](const auto& info) { return info.param; });
 
+// Those programs look after themselves, and end with status 0 where all is well.
+class Replacement : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Replacement, IsWhatEverythingComesTo) {
+  FreshProcess options;
+  options.executable = Beside(GetParam());
+  ASSERT_TRUE(fs::exists(options.executable)) << options.executable;
+  EXPECT_TRUE(InFreshProcess(GetParam(), options));
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, Replacement,
+                         ::testing::Values("replaces_operators", "replaces_malloc"),
+                         [](const auto& info) { return info.param; });
+
 void AllocateAndFree(uint64_t seed, int count) {
   Random random(seed);
   std::vector<std::pair<void*, size_t>> blocks;
