@@ -38,6 +38,7 @@ void* Take(size_t size, int flags) {
 void* Resize(void* p, size_t size, int flags) {
   const size_t alignment = AlignmentOf(flags);
   const size_t before = BlockSize(p);
+  const size_t kept = size < before ? size : before;
   if (reinterpret_cast<uintptr_t>(p) % alignment == 0 && StaysInPlace(before, size)) return p;
   void* moved = nullptr;
   if (alignment <= kMinAlignment) {
@@ -45,13 +46,13 @@ void* Resize(void* p, size_t size, int flags) {
   } else {
     moved = TakeAligned(alignment, size);
     if (moved != nullptr) {
-      memcpy(moved, p, size < before ? size : before);
+      memcpy(moved, p, kept);
       Free(p);
     }
   }
   if (moved == nullptr || (flags & kZero) == 0) return moved;
-  const size_t after = BlockSize(moved);
-  if (after > before) memset(static_cast<char*>(moved) + before, 0, after - before);
+  // To the new block's end, for the next time.
+  memset(static_cast<char*>(moved) + kept, 0, BlockSize(moved) - kept);
   return moved;
 }
 

@@ -18,7 +18,7 @@
 extern "C" {
 // What a name means in this process, and what it means here (aliases in malloc.cc and operators.cc).
 // Weak, so that an address which the dynamic linker has not filled in yet reads as null.
-#define PCM_NAME(name, symbol)                                                   \
+#define PCM_NAME(name, symbol, ...)                                              \
   extern const char pcmalloc_seen_##name __asm__(#symbol) __attribute__((weak)); \
   extern const char pcmalloc_own_##name __attribute__((weak, visibility("hidden")));
 #include "allocator/api/replaced.inc"
@@ -54,7 +54,7 @@ State Look() {
   const bool other_malloc = IsOther(&pcmalloc_seen_malloc, &pcmalloc_own_malloc) ||
                             IsOther(&pcmalloc_seen_free, &pcmalloc_own_free);
   bool other = false;
-#define PCM_NAME(name, symbol) \
+#define PCM_NAME(name, symbol, ...) \
   other = other || IsOther(&pcmalloc_seen_##name, &pcmalloc_own_##name);
 #include "allocator/api/replaced.inc"
 #undef PCM_NAME

@@ -47,12 +47,16 @@ void DeleteArrayToAligned(void* p, std::align_val_t alignment);
 
 }  // namespace pcmalloc
 
-// A second, hidden name for what `symbol` means in the file that defines it.
-#define PCM_OWN_NAME(name, symbol)      \
-  __asm__(".globl pcmalloc_own_" #name  \
-          "\n"                          \
-          ".hidden pcmalloc_own_" #name \
-          "\n"                          \
-          ".set pcmalloc_own_" #name ", " #symbol);
+// A second, hidden name for what `symbol` means in the file that defines it. It is never called, so
+// it need not have what gcc knows of malloc.
+#define PCM_OWN_NAME(name, symbol, returned, ...)                  \
+  PCM_ALIASES_LACK_ATTRIBUTES                                      \
+  extern "C" __attribute__((alias(#symbol), visibility("hidden"))) \
+  returned pcmalloc_own_##name(__VA_ARGS__);
+#if defined(__clang__)
+#define PCM_ALIASES_LACK_ATTRIBUTES
+#else
+#define PCM_ALIASES_LACK_ATTRIBUTES _Pragma("GCC diagnostic ignored \"-Wmissing-attributes\"")
+#endif
 
 #endif  // PCMALLOC_ALLOCATOR_API_REPLACED_H_
