@@ -155,21 +155,20 @@ void FirstTouch(State& state, size_t size) {
   for (size_t i = 0; i < count; ++i) free(blocks[i]);
 }
 
-// A steady heap of 100,000 blocks of mixed sizes, one random block replaced at a time.
-void Churn(State& state) {
-  constexpr uint32_t kLive = 100000;
-  Table<void*> blocks(kLive);
+// A steady heap of so many blocks of mixed sizes, one random block replaced at a time.
+void Churn(State& state, uint32_t live, size_t limit) {
+  Table<void*> blocks(live);
   Random random(7);
-  for (uint32_t i = 0; i < kLive; ++i) blocks[i] = MustAllocate(MixedSize(random, 2048));
+  for (uint32_t i = 0; i < live; ++i) blocks[i] = MustAllocate(MixedSize(random, limit));
   Measured measured(state);
   for (auto _ : state) {
-    void*& slot = blocks[random.Below(kLive)];
+    void*& slot = blocks[random.Below(live)];
     free(slot);
-    slot = malloc(MixedSize(random, 2048));
+    slot = malloc(MixedSize(random, limit));
     *static_cast<char*>(slot) = 1;
   }
   measured.Finish(1);
-  for (uint32_t i = 0; i < kLive; ++i) free(blocks[i]);
+  for (uint32_t i = 0; i < live; ++i) free(blocks[i]);
 }
 
 std::string Name(size_t size) {
@@ -211,7 +210,10 @@ void RegisterRows() {
   for (size_t size : {64, 4096}) {
     Register("first-touch/" + Name(size), FirstTouch, size)->Iterations(1);
   }
-  Register("churn/100000", Churn);
+  Register("churn/100000", Churn, 100000u, size_t{2048});
+  // As many size classes as there are, and few blocks of each: larger ones than per-CPU or thread
+  // caches like to hold.
+  Register("churn/1000x32K", Churn, 1000u, size_t{32} << 10);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ void Batch(const char* row, const Arguments& arguments) {
 struct ChurnWork {
   uint64_t operations;
   uint32_t live;
+  size_t limit;          // bytes of a block
   Table<void*>* blocks;  // `live` slots for each thread
 };
 
@@ -62,7 +63,7 @@ void ChurnPrepare(void* context, int index) {
   const ChurnWork* work = static_cast<ChurnWork*>(context);
   void** mine = work->blocks->data() + static_cast<size_t>(index) * work->live;
   Random random(static_cast<uint64_t>(index) + 100);
-  for (uint32_t i = 0; i < work->live; ++i) mine[i] = MustAllocate(MixedSize(random, 2048));
+  for (uint32_t i = 0; i < work->live; ++i) mine[i] = MustAllocate(MixedSize(random, work->limit));
 }
 
 void ChurnBody(void* context, int index) {
@@ -72,7 +73,7 @@ void ChurnBody(void* context, int index) {
   for (uint64_t i = 0; i < work->operations; ++i) {
     void*& slot = mine[random.Below(work->live)];
     free(slot);
-    slot = malloc(MixedSize(random, 2048));
+    slot = malloc(MixedSize(random, work->limit));
     *static_cast<char*>(slot) = 1;
   }
 }
@@ -83,13 +84,21 @@ void ChurnFinish(void* context, int index) {
   for (uint32_t i = 0; i < work->live; ++i) free(mine[i]);
 }
 
-void Churn(const char* row, const Arguments& arguments) {
+void ChurnOf(uint32_t live, size_t limit, const char* row, const Arguments& arguments) {
   const int threads = ThreadsOf(row);
-  const uint32_t live = 100000u / static_cast<uint32_t>(threads);
   Table<void*> blocks(static_cast<size_t>(live) * threads);
-  ChurnWork work{Operations(arguments, 32000000) / threads, live, &blocks};
+  ChurnWork work{Operations(arguments, 32000000) / threads, live, limit, &blocks};
   const Cost cost = RunThreads(threads, {ChurnPrepare, ChurnBody, ChurnFinish}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
+}
+
+void Churn(const char* row, const Arguments& arguments) {
+  ChurnOf(100000u / static_cast<uint32_t>(ThreadsOf(row)), 2048, row, arguments);
+}
+
+// A thousand blocks a thread, from a few bytes to 32 KiB.
+void ChurnWide(const char* row, const Arguments& arguments) {
+  ChurnOf(1000, size_t{32} << 10, row, arguments);
 }
 
 void* ShortThread(void* argument) {
@@ -172,6 +181,7 @@ const Row kRows[] = {
     PCM_ROWS_BY_THREADS("pair-64", Pair),
     PCM_ROWS_BY_THREADS("batch-1000x64", Batch),
     PCM_ROWS_BY_THREADS("churn", Churn),
+    PCM_ROWS_BY_THREADS("churn-32K", ChurnWide),
     PCM_ROWS_BY_THREADS("larson", Larson),
     PCM_ROWS_BY_THREADS("remote-free", RemoteFree),
     {"transfer/1to1/64", Transfer},

@@ -17,12 +17,18 @@ constinit std::atomic<uint64_t> steals{0};
 constinit std::atomic<size_t> budget{kBudgetBytes};
 
 // Classes looked at in one search: a miss must stay short.
-constexpr unsigned kVictimsLookedAt = 16;
+constexpr uint32_t kVictimsLookedAt = 16;
+// Searches left out after a whole round that found nothing to take: where all that is handed out is
+// well used, looking for more would be most of what a miss costs.
+constexpr uint16_t kPauseAfterNothing = 64;
+// A class gives up slots to one that misses so many times as often for each byte that it has.
+constexpr uint64_t kAdvantage = 4;
 constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
-// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
+// blocks count, since they wait in slabs too: a heap of nothing else would have room for two or three.
 int64_t Limit() {
-  const uint64_t share = PageHeap::SmallBytes() / kHeapDivisor;
+  const uint64_t share = PageHeap::UsedBytes() / kHeapDivisor;
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
   return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
 }
@@ -35,18 +41,35 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
   return before + static_cast<uint32_t>(change);
 }
 
-// Halves the capacity of other classes until `bytes` are free again, or the search is over. The
-// last slot goes too: one slot of each class is more than the budget, and a class that nobody uses
-// any more must not keep the others small for good.
-void Steal(int index, unsigned for_class, int64_t bytes) {
+// Halves the capacity of other classes until `bytes` are free again, or the search is over: of those
+// whose bytes avoid fewer misses than they would in a class that is to have `wanted` slots. If all in
+// use were to give, many classes that miss all the time would take from each other at every miss what
+// they need at the next. Where the budget is exceeded, anyone gives. The last slot goes too: one slot
+// of each class is more than the budget, and a class that nobody uses any more must not keep the others
+// small for good.
+void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool exceeded) {
   Books& book = of_cpu[index].books;
-  for (unsigned i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
+  const uint16_t pause = book.pause.load(std::memory_order_relaxed);
+  if (pause != 0 && !exceeded) {
+    book.pause.store(static_cast<uint16_t>(pause - 1), std::memory_order_relaxed);
+    return;
+  }
+  const uint64_t misses = RecentMisses(index, for_class);
+  const uint64_t wanted_bytes = uint64_t{wanted} * kClasses[for_class].size;
+  uint16_t in_vain = book.in_vain.load(std::memory_order_relaxed);
+  for (uint32_t i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
     const unsigned c =
         1 + book.victim.fetch_add(1, std::memory_order_relaxed) % (kNumCachedClasses - 1);
+    ++in_vain;
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
+    const uint64_t its_bytes = uint64_t{before} * kClasses[c].size;
+    if (!exceeded && RecentMisses(index, c) * kAdvantage * wanted_bytes > misses * its_bytes) {
+      continue;
+    }
     const uint32_t after = Book(index, c, before, before / 2);
     if (after >= before) continue;
+    in_vain = 0;
     steals.fetch_add(1, std::memory_order_relaxed);
     bytes -= int64_t{before - after} * kClasses[c].size;
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
@@ -57,6 +80,9 @@ void Steal(int index, unsigned for_class, int64_t bytes) {
     const uint32_t surplus = held - after < kStolenAtOnce ? held - after : kStolenAtOnce;
     Return(c, items, percpu::PopBatch(c, items, surplus));
   }
+  const bool round = in_vain >= kNumCachedClasses - 1;
+  book.in_vain.store(round ? uint16_t{0} : in_vain, std::memory_order_relaxed);
+  book.pause.store(round ? kPauseAfterNothing : uint16_t{0}, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -76,9 +102,11 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = of_cpu[index].books.used;
   const int64_t limit = Limit();
-  const int64_t excess = used.load(std::memory_order_relaxed) + cost - limit;
-  if (excess > 0) {
-    Steal(index, size_class, excess);
+  const int64_t before = used.load(std::memory_order_relaxed);
+  if (before + cost > limit) {
+    // By a little it may be, because of single slots.
+    const bool exceeded = before > limit + limit / 4;
+    Steal(index, size_class, wanted, before + cost - limit, exceeded);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
     // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh too

@@ -4,7 +4,9 @@
 //   it.
 //
 //      capacity of a class: 0 -> 8 slots -> doubled, when demand.h says so -> what the geometry
-//      allows, as long as the CPU's budget lasts; then taken, half at a time, from classes in turn.
+//      allows, as long as the CPU's budget lasts; then taken, half at a time, from classes whose bytes
+//      avoid fewer misses: of the recent ones each class has a share, and per byte of what it may hold
+//      the giver's is a quarter of the taker's at most.
 //
 // Invariants: the books change only by what SetCapacity has really changed, so concurrent threads
 //   on one CPU cannot book a change twice.
@@ -21,7 +23,7 @@ namespace pcmalloc::front {
 // its share of it, at least so much.
 inline constexpr size_t kBudgetBytes = size_t{3} << 20;
 inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
-inline constexpr size_t kHeapDivisor = 8;
+inline constexpr size_t kHeapDivisor = 4;
 
 // The upper limit. A change takes effect as classes grow: nobody grows beyond it, and who misses
 // takes from the others; what is held already stays until it is drained. Async-signal-safe.

@@ -6,6 +6,7 @@
 #include "absl/base/optimization.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/locality.h"
+#include "allocator/sizes/size_classes.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -19,8 +20,10 @@ void** LinkOf(void* block) { return static_cast<void**>(block); }
 
 void Return(unsigned size_class, void* const* items, uint32_t n) {
   if (n == 0) return;
-  for (uint32_t given = central::Give(size_class, items, n, NearShard());
-       ABSL_PREDICT_FALSE(given < n); ++given) {
+  // Large classes have no shards, and to find the near one costs as much as a lock.
+  const unsigned shard = size_class < kNumClasses ? NearShard() : 0;
+  for (uint32_t given = central::Give(size_class, items, n, shard); ABSL_PREDICT_FALSE(given < n);
+       ++given) {
     Defer(items[given]);
   }
 }

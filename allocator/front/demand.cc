@@ -18,6 +18,9 @@ constexpr uint8_t kOneWay = 3;
 constexpr uint8_t kFullBit = 128;
 constexpr uint8_t kLongestRun = 127;
 
+// So many misses weigh twice as much as those before them.
+constexpr uint32_t kMissesToHalve = 512;
+
 }  // namespace
 
 uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
@@ -26,8 +29,27 @@ uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way) {
   return room < batch ? room : batch;
 }
 
+void CountMiss(int index, unsigned size_class) {
+  PerCpu& state = of_cpu[index];
+  uint8_t* const misses = state.misses;
+  const uint8_t before = __atomic_load_n(&misses[size_class], __ATOMIC_RELAXED);
+  if (before < UINT8_MAX) __atomic_store_n(&misses[size_class], before + 1, __ATOMIC_RELAXED);
+  const uint32_t counted = state.misses_counted.load(std::memory_order_relaxed) + 1;
+  state.misses_counted.store(counted % kMissesToHalve, std::memory_order_relaxed);
+  if (counted < kMissesToHalve) return;
+  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
+    __atomic_store_n(&misses[c], __atomic_load_n(&misses[c], __ATOMIC_RELAXED) / 2,
+                     __ATOMIC_RELAXED);
+  }
+}
+
+uint32_t RecentMisses(int index, unsigned size_class) {
+  return __atomic_load_n(&of_cpu[index].misses[size_class], __ATOMIC_RELAXED);
+}
+
 Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
                 uint64_t (*clock)()) {
+  CountMiss(index, size_class);
   PerCpu& state = of_cpu[index];
   uint8_t* const entry = &state.runs[size_class];
   const uint8_t kind = miss == Miss::kFull ? kFullBit : 0;

@@ -86,7 +86,13 @@ struct Demand {
 // does not miss again; all of it where the way is known.
 uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way);
 
-// Notes a miss of a class that has `capacity` slots on an index and may have `most`.
+// Counts a miss of a class on an index.
+void CountMiss(int index, unsigned size_class);
+
+// How many of the index's recent misses, some hundreds, were of the class.
+uint32_t RecentMisses(int index, unsigned size_class);
+
+// The same, and notes a miss of a class that has `capacity` slots on an index and may have `most`.
 Demand NoteMiss(int index, unsigned size_class, Miss miss, uint32_t capacity, uint32_t most,
                 uint64_t (*clock)() = os::Nanoseconds);
 

@@ -56,6 +56,20 @@ TEST(Demand, TheFirstSlotsComeAtOnce) {
   EXPECT_FALSE(NoteAfter(kSlow, index, kClass, Miss::kEmpty, kFirstCapacity).grow);
 }
 
+TEST(Demand, WhatMissedLongAgoCountsForLess) {
+  const int index = FreshIndex();
+  EXPECT_EQ(RecentMisses(index, kClass), 0u);
+  for (int i = 0; i < 200; ++i) CountMiss(index, kClass);
+  EXPECT_EQ(RecentMisses(index, kClass), 200u);
+  for (int i = 0; i < 512; ++i) NoteAfter(kSlow, index, kOther, Miss::kEmpty, kMost);
+  EXPECT_LE(RecentMisses(index, kClass), 100u);
+  EXPECT_LE(RecentMisses(index, kOther), 255u);
+  EXPECT_GT(RecentMisses(index, kOther), 100u);
+  for (int i = 0; i < 8 * 512; ++i) CountMiss(index, kOther);
+  EXPECT_EQ(RecentMisses(index, kClass), 0u);
+  EXPECT_EQ(RecentMisses(index + 1, kOther), 0u);
+}
+
 TEST(Demand, RareMissesNeverGrow) {
   const int index = FreshIndex();
   EXPECT_EQ(Swing(kSlow, index, kClass, 5000, 1, kFirstCapacity), 0);

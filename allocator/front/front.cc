@@ -101,6 +101,7 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
 
 // Of a stack of a large class that is full. 0 objects: it has no slots.
 Answer AnswerLargeMiss(int index, unsigned size_class) {
+  CountMiss(index, size_class);
   const uint32_t slots = percpu::CapacityOf(index, size_class).now;
   std::atomic<uint32_t>& full = of_cpu[index].counters.large_full;
   const uint32_t before = full.load(std::memory_order_relaxed);
@@ -138,6 +139,17 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
   return items[got - 1];
 }
 
+// A block of a large class: one, and for the caller, since slots would not help.
+void* TakeOneLarge(int index, unsigned size_class) {
+  void* block;
+  Shortage shortage;
+  if (ABSL_PREDICT_FALSE(central::TakeLarge(size_class, &block, 1, &shortage) == 0)) {
+    return Emergency(size_class, shortage);
+  }
+  Count(of_cpu[index].counters.refills_of_one);
+  return block;
+}
+
 // Gives `wanted` objects of the slab down.
 ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
   void* items[kMaxBatch];
@@ -164,10 +176,8 @@ void* Allocate(unsigned size_class) {
   }
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, &item, 1) == 1) return item;
-  // Of a large class it brings one block, which goes to the caller: slots would not help.
-  const uint32_t wanted =
-      size_class >= kNumClasses ? 1 : AnswerMiss(index, size_class, Miss::kEmpty).batch;
-  return Refill(index, size_class, wanted);
+  if (size_class >= kNumClasses) return TakeOneLarge(index, size_class);
+  return Refill(index, size_class, AnswerMiss(index, size_class, Miss::kEmpty).batch);
 }
 
 void Deallocate(unsigned size_class, void* p) {

@@ -79,6 +79,11 @@ class Front : public ::testing::Test {
   uint64_t spans_before_ = 0;
 };
 
+uint32_t GrowAfterMiss(int index, unsigned size_class) {
+  CountMiss(index, size_class);
+  return GrowCapacity(index, size_class);
+}
+
 // Takes a thousand blocks and gives them back, again and again.
 void SwingWidely(unsigned size_class, int times) {
   std::vector<void*> blocks(1000);
@@ -244,15 +249,70 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
   const testing::Pinned pinned;
   const int index = percpu::CurrentIndex();
   for (int round = 0; round < 20; ++round) {
-    for (unsigned c = 1; c < kNumClasses; ++c) GrowCapacity(index, c);
+    for (unsigned c = 1; c < kNumClasses; ++c) GrowAfterMiss(index, c);
   }
   CheckBooks();
   constexpr unsigned kBusy = 64;  // 1 KiB
   uint32_t grown = percpu::CapacityOf(index, kBusy).now;
-  for (int round = 0; round < 400; ++round) grown = GrowCapacity(index, kBusy);
+  for (int round = 0; round < 400; ++round) grown = GrowAfterMiss(index, kBusy);
   CheckBooks();
   EXPECT_EQ(grown, percpu::CapacityOf(index, kBusy).now);
   EXPECT_GE(grown, percpu::CapacityOf(index, kBusy).most / 2);
+}
+
+// Where what is in use needs more slots than the budget has, classes do not take from each other at
+// every miss what the other needs at its next one.
+TEST_F(Front, ClassesInUseKeepWhatTheyUse) {
+  const testing::Pinned pinned;
+  constexpr unsigned kFirst = kFineClasses + 1, kClassesInUse = 40;  // up to 32 KiB
+  std::mt19937 random(1);
+  std::vector<std::pair<unsigned, void*>> held(1000);
+  const auto replace = [&] {
+    auto& [c, p] = held[random() % held.size()];
+    if (p != nullptr) Deallocate(c, p);
+    c = kFirst + random() % kClassesInUse;
+    p = Allocate(c);
+    ASSERT_NE(p, nullptr);
+  };
+  for (int i = 0; i < 20'000; ++i) replace();
+  const Stats before = ReadStats();
+  for (int i = 0; i < 50'000; ++i) replace();
+  const Stats after = ReadStats();
+  const uint64_t misses = after.refills + after.flushes - before.refills - before.flushes;
+  EXPECT_GT(misses, 1000u) << "all of it fits";
+  EXPECT_LT(after.steals - before.steals, misses / 4);
+  CheckBooks();
+  for (const auto& [c, p] : held) {
+    if (p != nullptr) Deallocate(c, p);
+  }
+}
+
+// One that seldom misses, but is not idle, gives to one that misses all the time.
+TEST_F(Front, SlotsGoWhereTheyAvoidMoreMisses) {
+  const testing::Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  constexpr unsigned kSeldom = 64, kOften = 60;
+  const auto count = [index](unsigned c, int misses) {
+    for (int i = 0; i < misses; ++i) CountMiss(index, c);
+  };
+  const auto fill = [index](unsigned c) {
+    for (int i = 0; i < 100; ++i) GrowCapacity(index, c);
+    return percpu::CapacityOf(index, c).now;
+  };
+  ShrinkIndex(index);
+  SetBudget(size_t{1} << 20);
+  count(kSeldom, 5000);
+  const uint32_t all = fill(kSeldom);
+  ASSERT_GT(all, 900u);
+  for (int i = 0; i < 5000; ++i) count(i % 2 == 0 ? kOften : kSeldom, 1);
+  EXPECT_GT(fill(kOften), all / 10);
+  const auto left = [index] { return percpu::CapacityOf(index, kSeldom).now; };
+  EXPECT_GE(left(), all / 2) << "gives to one that misses no more often";
+  count(kOften, 2000);
+  fill(kOften);
+  EXPECT_LT(left(), all / 2);
+  CheckBooks();
+  SetBudget(kBudgetBytes);
 }
 
 // Large classes that are all in use at once do not take the budget from each other at every miss; one
@@ -275,9 +335,24 @@ TEST_F(Front, LargeClassesTakeTurns) {
   EXPECT_GT(between.flushes - before.flushes, kRounds * kLargeClasses / 2);
   EXPECT_LT(between.steals - before.steals, kRounds * kLargeClasses / 8);
   for (int round = 0; round < 2 * kRounds; ++round) cycle(kNumClasses);
-  const Stats after = ReadStats();
-  EXPECT_LT(after.refills - between.refills, 150u);
+  const Stats settled = ReadStats();
+  for (int round = 0; round < kRounds; ++round) cycle(kNumClasses);
+  EXPECT_LT(ReadStats().refills - settled.refills, kRounds / 20u);
   CheckBooks();
+}
+
+// The budget is a heap's share, whatever its blocks' size: with 64 MiB in use it is not a small one's.
+TEST_F(Front, LargeBlocksInUseCountForTheBudget) {
+  const testing::Pinned pinned;
+  const int index = percpu::CurrentIndex();
+  constexpr unsigned kLast = kNumCachedClasses - 1;
+  std::vector<void*> held;
+  for (int i = 0; i < 64; ++i) held.push_back(Allocate(kLast));
+  ASSERT_LT(PageHeap::SmallBytes(), kHeapDivisor * kLeastBudgetBytes);
+  for (unsigned c = kNumClasses; c <= kLast; ++c) GrowCapacity(index, c);
+  EXPECT_GT(BudgetUsed(index), kLeastBudgetBytes + ClassSize(kLast));
+  CheckBooks();
+  for (void* p : held) Deallocate(kLast, p);
 }
 
 // Misses alone bring an index below a budget that was lowered, and up again once it is raised.
@@ -286,7 +361,7 @@ TEST_F(Front, TheBudgetCanChange) {
   const int index = percpu::CurrentIndex();
   constexpr unsigned kBusy = 64;
   const auto miss = [&](unsigned c) {
-    for (int round = 0; round < 400; ++round) GrowCapacity(index, c);
+    for (int round = 0; round < 400; ++round) GrowAfterMiss(index, c);
     return BudgetUsed(index);
   };
   const uint64_t slot_of_each = MostBytes() - kBudgetBytes;

@@ -3,10 +3,10 @@
 // Purpose: all that this layer knows of a CPU, side by side: in a small process each of these pages is
 //   one of a few hundred.
 //
-//      of_cpu   [0: counters | books | demand ][1 ...    256 bytes each, on lines of its own
+//      of_cpu   [0: counters | books | demand ][1 ...    384 bytes each, on lines of its own
 //
 // Invariants: zeros mean a CPU that was never used; nothing touches it before.
-// Cost: a page for each 16 neighbouring CPUs that are used.
+// Cost: a page for each 10 neighbouring CPUs that are used.
 #ifndef PCMALLOC_ALLOCATOR_FRONT_PER_CPU_H_
 #define PCMALLOC_ALLOCATOR_FRONT_PER_CPU_H_
 
@@ -32,20 +32,24 @@ struct Counters {
 };
 
 struct Books {
-  std::atomic<int64_t> used{0};     // bytes; capacity * size over all classes
-  std::atomic<uint32_t> victim{0};  // where the search for capacity to take goes on
+  std::atomic<int64_t> used{0};      // bytes; capacity * size over all classes
+  std::atomic<uint32_t> victim{0};   // where the search for capacity to take goes on
+  std::atomic<uint16_t> in_vain{0};  // classes looked at since one had something to take
+  std::atomic<uint16_t> pause{0};    // searches to leave out
 };
 
 struct alignas(64) PerCpu {
   Counters counters;
   Books books;
   MissRate rate;
-  // For each class: its last miss, and how many of that kind there were on end. (No std::atomic: clang
-  // gives up on a million constructors.)
+  std::atomic<uint32_t> misses_counted{0};  // since they were halved
+  // For each class: its last miss, and how many of that kind there were on end; and how many of the
+  // CPU's recent misses were its. (No std::atomic: clang gives up on a million constructors.)
   uint8_t runs[kNumCachedClasses]{};
+  uint8_t misses[kNumCachedClasses]{};
 };
 
-static_assert(sizeof(PerCpu) == 256);
+static_assert(sizeof(PerCpu) == 384);
 
 extern PerCpu of_cpu[percpu::kMaxCpus];
 

@@ -16,7 +16,7 @@ Arena& ArenaOf(const Span* span) {
   return *arena;
 }
 
-void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind) {
+void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind, bool begun) {
   span->start = start;
   span->pages = static_cast<uint32_t>(pages);
   span->state = SpanState::kFree;
@@ -24,17 +24,20 @@ void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind
   span->returned = kind.returned;
   span->zeroed = kind.zeroed;
   span->maps_returned = false;
+  span->begun = begun;
   arena.SetEnds(span);
   ListFor(kind).Insert(span);
 }
 
-Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind) {
+Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind,
+                     bool begun) {
   const size_t page = arena.PageOf(start);
   if (page > arena.first_page()) {
     Span* left = arena.SpanAt(page - 1);
     if (left->state == SpanState::kFree && left->returned == kind.returned) {
       ListFor(KindOf(left)).Remove(left);
       kind.zeroed = kind.zeroed && left->zeroed;
+      begun = left->begun;
       start = left->start;
       pages += left->pages;
       heap.store.Give(left);
@@ -50,8 +53,14 @@ Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Ki
       heap.store.Give(right);
     }
   }
-  MakeFree(arena, span, start, pages, kind);
+  MakeFree(arena, span, start, pages, kind, begun);
   return span;
+}
+
+uintptr_t PlaceFor(const Arena& arena, const Span* span, size_t pages) {
+  if (span->begun || span->returned) return span->start;
+  const uintptr_t last = span->end() - Bytes(pages);
+  return arena.SpanAt(arena.PageOf(last)) != nullptr ? last : span->start;
 }
 
 Fill FillFor(size_t pages, unsigned size_class) {
@@ -123,6 +132,7 @@ Range Prepare(Arena& arena, const Span* span, Range taken, Fill fill) {
 
 void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill) {
   const Kind kind = KindOf(span);
+  const bool begun = span->begun;
   const Range free = {span->start, span->end()};
   const Range taken = {start, start + Bytes(pages)};
   ListFor(kind).Remove(span);
@@ -146,16 +156,17 @@ void CarveOut(Arena& arena, Span* span, uintptr_t start, size_t pages, Fill fill
   span->returned = false;
   arena.SetEnds(span);
 
-  auto rest = [&arena](uintptr_t from, uintptr_t to, Kind what, bool merge) {
+  auto rest = [&arena](uintptr_t from, uintptr_t to, Kind what, bool merge,
+                       bool was_begun = false) {
     if (from >= to) return;
     Span* const made = heap.store.Take();
     if (merge) {
       MakeFreeMerged(arena, made, from, (to - from) >> kPageShift, what);
     } else {
-      MakeFree(arena, made, from, (to - from) >> kPageShift, what);
+      MakeFree(arena, made, from, (to - from) >> kPageShift, what, was_begun);
     }
   };
-  rest(free.start, filled.start, kind, false);
+  rest(free.start, filled.start, kind, false, begun);
   rest(filled.end, free.end, kind, false);
   if (kind.returned) {
     rest(filled.start, taken.start, rest_kind, true);

@@ -72,6 +72,9 @@ constexpr uint64_t Bytes(uint64_t pages) { return pages << kPageShift; }
 inline void SetSmallPages(uint64_t pages) {
   __atomic_store_n(&heap.small_pages, pages, __ATOMIC_RELAXED);
 }
+inline void SetLargePages(uint64_t pages) {
+  __atomic_store_n(&heap.large_pages, pages, __ATOMIC_RELAXED);
+}
 inline uint64_t UsedBytes() { return Bytes(heap.small_pages + heap.large_pages); }
 
 inline uint64_t IdlePages() { return heap.warm.pages() + heap.fresh.pages(); }
@@ -101,11 +104,19 @@ Arena& ArenaOf(const Span* span);
 // To be called after warm pages were taken.
 inline void NoteIdle() { heap.idle_clock.Note(IdlePages()); }
 
-// Gives a span the pages, without looking at neighbours.
-void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind);
+// Gives a span the pages, without looking at neighbours. `begun` as in Span.
+void MakeFree(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind,
+              bool begun = false);
 
 // The same, merged with free neighbours, cold with cold and warm with warm.
-Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind);
+Span* MakeFreeMerged(Arena& arena, Span* span, uintptr_t start, size_t pages, Kind kind,
+                     bool begun = false);
+
+// Where in a free span a large block of so many pages begins: at either end. Many a large block is
+// written to at its beginning only, so one that begins where another did costs no page fault and no
+// memory. Of the span's start that is known (Span::begun), of the other place the span map may
+// remember that something began or ended there.
+uintptr_t PlaceFor(const Arena& arena, const Span* span, size_t pages);
 
 // Most Span objects that CarveOut makes: a cold and a warm rest either side.
 inline constexpr size_t kSpansPerCarve = 4;

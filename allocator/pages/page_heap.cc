@@ -181,7 +181,9 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
 
   Arena& arena = ArenaOf(span);
   const bool grown = span->returned;
-  const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
+  const uintptr_t start = size_class == 0 && alignment == kPageSize && room == 0
+                              ? pages::PlaceFor(arena, span, pages)
+                              : (span->start + alignment - 1) & ~(alignment - 1);
   // Whoever asked for a block writes to it next.
   if (size_class == 0 && !grown) __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
   CarveOut(arena, span, start, pages, fill);
@@ -191,7 +193,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
     pages::SetSmallPages(heap.small_pages + pages);
     heap.class_pages[size_class] += static_cast<uint32_t>(pages);
   } else {
-    heap.large_pages += pages;
+    pages::SetLargePages(heap.large_pages + pages);
   }
   ++arena.spans_in_use;
   ++heap.spans_in_use;
@@ -249,11 +251,11 @@ PageResult PageHeap::Give(Span* span) {
       pages::SetSmallPages(heap.small_pages - pages);
       heap.class_pages[span->size_class] -= static_cast<uint32_t>(pages);
     } else {
-      heap.large_pages -= pages;
+      pages::SetLargePages(heap.large_pages - pages);
     }
     --arena.spans_in_use;
     --heap.spans_in_use;
-    MakeFreeMerged(arena, span, span->start, pages, pages::kUsed);
+    MakeFreeMerged(arena, span, span->start, pages, pages::kUsed, /*begun=*/true);
     // An arena that one huge block was the reason for: where address space is limited, others need
     // it.
     if (arena.spans_in_use == 0 && !Arenas::primary(arena) &&
@@ -285,7 +287,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     if (pages == old_pages) return PageResult::kOk;
     span->pages = static_cast<uint32_t>(pages);
     arena.SetEnds(span);
-    heap.large_pages -= old_pages - pages;
+    pages::SetLargePages(heap.large_pages - (old_pages - pages));
     MakeFreeMerged(arena, heap.store.Take(), span->end(), old_pages - pages, pages::kUsed);
     *excess = pages::ExcessBytes();
     return PageResult::kOk;
@@ -319,7 +321,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     heap.store.Give(next);
   }
   arena.SetEnds(span);
-  heap.large_pages += pages - old_pages;
+  pages::SetLargePages(heap.large_pages + (pages - old_pages));
   pages::NoteIdle();
   pages::NoteGrowth();
   return PageResult::kOk;
@@ -336,6 +338,10 @@ PageResult PageHeap::Resize(Span* span, size_t pages) {
 
 uint64_t PageHeap::SmallBytes() {
   return Bytes(__atomic_load_n(&heap.small_pages, __ATOMIC_RELAXED));
+}
+
+uint64_t PageHeap::UsedBytes() {
+  return SmallBytes() + Bytes(__atomic_load_n(&heap.large_pages, __ATOMIC_RELAXED));
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {

@@ -135,6 +135,9 @@ class PageHeap {
   // Bytes in kSmall spans, without the lock: what the caches above measure themselves by.
   static uint64_t SmallBytes();
 
+  // The same with large blocks, cached ones included.
+  static uint64_t UsedBytes();
+
   // fork: the child's copy must not be taken in the middle of a change. Prepare is re-entrant in
   // the sense of Lock: if the calling thread holds the lock already, it returns false and
   // UnlockAfterFork does nothing.

@@ -109,6 +109,34 @@ TEST(PageHeapTest, FreedNeighboursMergeInAnyOrder) {
   ASSERT_EQ(PageHeap::Give(block), PageResult::kOk);
 }
 
+// What a block leaves over has a beginning that nobody wrote to; behind it, once it is free too, lies
+// one that somebody did.
+TEST(PageHeapTest, LargeBlocksBeginWhereOthersBegan) {
+  PageHeap::Release(SIZE_MAX);  // nothing warm but what follows
+  Span* left = TakeOrNull(96);
+  Span* right = TakeOrNull(160);
+  Span* const end = TakeOrNull(8);
+  ASSERT_TRUE(left != nullptr && right != nullptr && end != nullptr);
+  const uintptr_t first = left->start;
+  const uintptr_t second = right->start;
+  ASSERT_EQ(left->end(), second);
+  ASSERT_EQ(PageHeap::Give(left), PageResult::kOk);
+  left = TakeOrNull(80);
+  ASSERT_EQ(left->start, first);
+  ASSERT_EQ(PageHeap::Give(right), PageResult::kOk);
+  CheckPageHeap();
+  right = TakeOrNull(160);
+  EXPECT_EQ(right->start, second);
+  CheckPageHeap();
+  // Merged with what began at its beginning the rest begins there as well.
+  ASSERT_EQ(PageHeap::Give(left), PageResult::kOk);
+  ASSERT_EQ(PageHeap::Give(right), PageResult::kOk);
+  right = TakeOrNull(160);
+  EXPECT_EQ(right->start, first);
+  CheckPageHeap();
+  for (Span* span : {right, end}) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+}
+
 TEST(PageHeapTest, WarmSpansComeBeforeColdOnesAndGrowth) {
   Span* separator[2];
   Span* span = TakeOrNull(50);

@@ -67,6 +67,7 @@ struct alignas(64) Span {
   uint8_t list_index;     // which occupancy list of its central list the span is in
   bool maps_returned;     // kFree: the memory of its entries in the arena's maps is, too
   bool away;              // kSmall: in no list while memory inside of it is being returned
+  bool begun;             // kFree: its first page was once the first of a span in use
   FreeBits free_bits;     // kSmall: kMaxObjects bits, elsewhere in the SpanStore's block
   uint64_t holes;         // kSmall: parts of it without memory, a bit each (see central/holes.h)
 
