@@ -4,7 +4,7 @@
 // refers to are made weak below, so that the shared object does not need libstdc++.
 #include "allocator/api/failure.h"
 
-#include "allocator/api/blocks.h"
+#include "allocator/api/replaced.h"
 #include "allocator/base/report.h"
 
 namespace std {
@@ -29,7 +29,7 @@ void* NewFailed(size_t alignment, size_t size) {
         std::get_new_handler != nullptr ? std::get_new_handler() : nullptr;
     if (handler == nullptr) break;
     handler();
-    if (void* p = TakeAligned(alignment, size)) return p;
+    if (void* p = TakeForNew(alignment, size)) return p;
   }
   if (std::__throw_bad_alloc != nullptr) std::__throw_bad_alloc();
   Text<> text;
@@ -48,4 +48,32 @@ void* NothrowNewFailed(size_t alignment, size_t size) noexcept {
   }
 }
 
+namespace forward {
+namespace {
+
+template <typename Throwing>
+void* OrNull(Throwing throwing) noexcept {
+  try {
+    return throwing();
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+}  // namespace
+
+void* NewNothrow(size_t size) noexcept {
+  return OrNull([=] { return ::operator new(size); });
+}
+void* NewArrayNothrow(size_t size) noexcept {
+  return OrNull([=] { return ::operator new[](size); });
+}
+void* NewAlignedNothrow(size_t size, std::align_val_t alignment) noexcept {
+  return OrNull([=] { return ::operator new(size, alignment); });
+}
+void* NewArrayAlignedNothrow(size_t size, std::align_val_t alignment) noexcept {
+  return OrNull([=] { return ::operator new[](size, alignment); });
+}
+
+}  // namespace forward
 }  // namespace pcmalloc

@@ -9,6 +9,7 @@
 #include "absl/base/attributes.h"
 #include "allocator/api/fork.h"
 #include "allocator/api/hot.h"
+#include "allocator/api/replaced.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
 #include "allocator/config/config.h"
@@ -158,7 +159,7 @@ void Start() {
   percpu::InitTable(found.cpu_bound);
   percpu::Init(chosen, front::MakeCompactGeometry());
   release::Start();
-  if (chosen == percpu::Mode::kCpuId) {
+  if (chosen == percpu::Mode::kCpuId && !Replaced()) {
     PageHeap::OpenFastFree();
     __atomic_store_n(&pcmalloc_coarse_gate, kMaxSmallSize - kFineLimit, __ATOMIC_RELEASE);
     __atomic_store_n(&pcmalloc_small_gate, kFineClasses + 1, __ATOMIC_RELEASE);

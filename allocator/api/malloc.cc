@@ -14,6 +14,7 @@
 #include "allocator/api/coarse.h"
 #include "allocator/api/exports.h"
 #include "allocator/api/hot.h"
+#include "allocator/api/replaced.h"
 #include "allocator/central/large_blocks.h"
 #include "allocator/os/memory.h"
 #include "percpu/slabs.h"
@@ -84,8 +85,9 @@ void* PopBeyond(size_t size) {
   void* p = nullptr;
   switch (percpu::CurrentMode()) {
     case percpu::Mode::kCpuId:
-      // Up to kFineLimit the inline path has just missed.
-      if (size > kFineLimit) p = percpu::Pop<percpu::Index::kCpuId>(size_class);
+      // Up to kFineLimit the inline path has just missed, unless it is closed (replaced.h).
+      if (size > kFineLimit || pcmalloc_small_gate == 0)
+        p = percpu::Pop<percpu::Index::kCpuId>(size_class);
       break;
     case percpu::Mode::kMmCid:
       p = percpu::Pop<percpu::Index::kMmCid>(size_class);
@@ -122,8 +124,9 @@ void FreeBeyond(void* p) {
   bool pushed = false;
   switch (percpu::CurrentMode()) {
     case percpu::Mode::kCpuId:
-      // Small blocks have just missed.
-      pushed = large != nullptr && percpu::Push<percpu::Index::kCpuId>(size_class, p);
+      // Small blocks have just missed, unless the inline path is closed (replaced.h).
+      pushed = (large != nullptr || pcmalloc_small_gate == 0) &&
+               percpu::Push<percpu::Index::kCpuId>(size_class, p);
       break;
     case percpu::Mode::kMmCid:
       pushed = percpu::Push<percpu::Index::kMmCid>(size_class, p);
@@ -149,6 +152,12 @@ extern "C" {
 PCM_HOT_EXPORT void* malloc(size_t size) { return Malloc(size); }
 
 PCM_HOT_EXPORT void free(void* p) { Free(p); }
+
+// What these names mean here, whatever they mean in the process.
+#define PCM_ONLY_C
+#define PCM_NAME PCM_OWN_NAME
+#include "allocator/api/replaced.inc"
+#undef PCM_NAME
 
 PCM_EXPORT void cfree(void* p) { Free(p); }
 

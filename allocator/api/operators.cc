@@ -13,39 +13,33 @@
 #include "allocator/api/exports.h"
 #include "allocator/api/failure.h"
 #include "allocator/api/hot.h"
+#include "allocator/api/replaced.h"
 
 namespace pcmalloc {
 namespace {
 
+// Where a form goes in a program that replaces another one.
+using Forward = void* (*)(size_t);
+
+template <Forward kForward, bool kThrows>
 ABSL_ATTRIBUTE_NOINLINE void* NewOtherwise(size_t size) {
+  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(size);
   void* p = MallocBeyond(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewFailed(kMinAlignment, size);
+  if (ABSL_PREDICT_TRUE(p != nullptr)) return p;
+  return kThrows ? NewFailed(kMinAlignment, size) : NothrowNewFailed(kMinAlignment, size);
 }
 
 // Without a frame of its own while it hits.
+template <Forward kForward, bool kThrows>
 ABSL_ATTRIBUTE_NOINLINE void* NewSlow(size_t size) {
   void* p = PopCoarse(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewOtherwise(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewOtherwise<kForward, kThrows>(size);
 }
 
+template <Forward kForward, bool kThrows = true>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* New(size_t size) {
   void* p = PopSmall(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewSlow(size);
-}
-
-ABSL_ATTRIBUTE_NOINLINE void* NothrowOtherwise(size_t size) {
-  void* p = MallocBeyond(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NothrowNewFailed(kMinAlignment, size);
-}
-
-ABSL_ATTRIBUTE_NOINLINE void* NothrowSlow(size_t size) {
-  void* p = PopCoarse(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NothrowOtherwise(size);
-}
-
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* NewNothrow(size_t size) {
-  void* p = PopSmall(size);
-  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NothrowSlow(size);
+  return ABSL_PREDICT_TRUE(p != nullptr) ? p : NewSlow<kForward, kThrows>(size);
 }
 
 void* NewAligned(std::align_val_t alignment, size_t size) {
@@ -59,50 +53,100 @@ void* NewAlignedNothrow(std::align_val_t alignment, size_t size) {
                                          : NothrowNewFailed(static_cast<size_t>(alignment), size);
 }
 
+template <void (*kForward)(void*)>
+ABSL_ATTRIBUTE_NOINLINE void DeleteBeyond(void* p) {
+  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(p);
+  FreeBeyond(p);
+}
+
+template <void (*kForward)(void*)>
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Delete(void* p) {
+  if (ABSL_PREDICT_TRUE(PushSmall(p))) return;
+  DeleteBeyond<kForward>(p);
+}
+
+template <void (*kForward)(void*, std::align_val_t)>
+ABSL_ATTRIBUTE_NOINLINE void DeleteAlignedBeyond(void* p, std::align_val_t alignment) {
+  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(p, alignment);
+  FreeBeyond(p);
+}
+
+template <void (*kForward)(void*, std::align_val_t)>
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeleteAligned(void* p, std::align_val_t alignment) {
+  if (ABSL_PREDICT_TRUE(PushSmall(p))) return;
+  DeleteAlignedBeyond<kForward>(p, alignment);
+}
+
 }  // namespace
 }  // namespace pcmalloc
 
-using pcmalloc::Free;
+namespace forward = pcmalloc::forward;
+using std::align_val_t;
+using std::nothrow_t;
 
-PCM_HOT_EXPORT void* operator new(size_t size) { return pcmalloc::New(size); }
-PCM_HOT_EXPORT void* operator new[](size_t size) { return pcmalloc::New(size); }
-PCM_EXPORT void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  return pcmalloc::NewNothrow(size);
+PCM_HOT_EXPORT void* operator new(size_t n) { return pcmalloc::New<forward::New>(n); }
+PCM_HOT_EXPORT void* operator new[](size_t n) { return pcmalloc::New<forward::NewArray>(n); }
+PCM_EXPORT void* operator new(size_t n, const nothrow_t&) noexcept {
+  return pcmalloc::New<forward::NewNothrow, false>(n);
 }
-PCM_EXPORT void* operator new[](size_t size, const std::nothrow_t&) noexcept {
-  return pcmalloc::NewNothrow(size);
+PCM_EXPORT void* operator new[](size_t n, const nothrow_t&) noexcept {
+  return pcmalloc::New<forward::NewArrayNothrow, false>(n);
 }
-PCM_EXPORT void* operator new(size_t size, std::align_val_t alignment) {
-  return pcmalloc::NewAligned(alignment, size);
+PCM_EXPORT void* operator new(size_t n, align_val_t a) {
+  return pcmalloc::Replaced() ? forward::NewAligned(n, a) : pcmalloc::NewAligned(a, n);
 }
-PCM_EXPORT void* operator new[](size_t size, std::align_val_t alignment) {
-  return pcmalloc::NewAligned(alignment, size);
+PCM_EXPORT void* operator new[](size_t n, align_val_t a) {
+  return pcmalloc::Replaced() ? forward::NewArrayAligned(n, a) : pcmalloc::NewAligned(a, n);
 }
-PCM_EXPORT void* operator new(size_t size, std::align_val_t alignment,
-                              const std::nothrow_t&) noexcept {
-  return pcmalloc::NewAlignedNothrow(alignment, size);
+PCM_EXPORT void* operator new(size_t n, align_val_t a, const nothrow_t&) noexcept {
+  return pcmalloc::Replaced() ? forward::NewAlignedNothrow(n, a)
+                              : pcmalloc::NewAlignedNothrow(a, n);
 }
-PCM_EXPORT void* operator new[](size_t size, std::align_val_t alignment,
-                                const std::nothrow_t&) noexcept {
-  return pcmalloc::NewAlignedNothrow(alignment, size);
+PCM_EXPORT void* operator new[](size_t n, align_val_t a, const nothrow_t&) noexcept {
+  return pcmalloc::Replaced() ? forward::NewArrayAlignedNothrow(n, a)
+                              : pcmalloc::NewAlignedNothrow(a, n);
 }
 
-PCM_HOT_EXPORT void operator delete(void* p) noexcept { Free(p); }
-PCM_HOT_EXPORT void operator delete[](void* p) noexcept { Free(p); }
-PCM_EXPORT void operator delete(void* p, const std::nothrow_t&) noexcept { Free(p); }
-PCM_EXPORT void operator delete[](void* p, const std::nothrow_t&) noexcept { Free(p); }
-PCM_HOT_EXPORT void operator delete(void* p, size_t) noexcept { Free(p); }
-PCM_HOT_EXPORT void operator delete[](void* p, size_t) noexcept { Free(p); }
-PCM_EXPORT void operator delete(void* p, std::align_val_t) noexcept { Free(p); }
-PCM_EXPORT void operator delete[](void* p, std::align_val_t) noexcept { Free(p); }
-PCM_EXPORT void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept {
-  Free(p);
+PCM_HOT_EXPORT void operator delete(void* p) noexcept { pcmalloc::Delete<forward::Delete>(p); }
+PCM_HOT_EXPORT void operator delete[](void* p) noexcept {
+  pcmalloc::Delete<forward::DeleteArray>(p);
 }
-PCM_EXPORT void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept {
-  Free(p);
+PCM_EXPORT void operator delete(void* p, const nothrow_t&) noexcept {
+  pcmalloc::Delete<forward::DeleteToPlain>(p);
 }
-PCM_EXPORT void operator delete(void* p, size_t, std::align_val_t) noexcept { Free(p); }
-PCM_EXPORT void operator delete[](void* p, size_t, std::align_val_t) noexcept { Free(p); }
+PCM_EXPORT void operator delete[](void* p, const nothrow_t&) noexcept {
+  pcmalloc::Delete<forward::DeleteArrayToPlain>(p);
+}
+PCM_HOT_EXPORT void operator delete(void* p, size_t) noexcept {
+  pcmalloc::Delete<forward::DeleteToPlain>(p);
+}
+PCM_HOT_EXPORT void operator delete[](void* p, size_t) noexcept {
+  pcmalloc::Delete<forward::DeleteArrayToPlain>(p);
+}
+PCM_EXPORT void operator delete(void* p, align_val_t) noexcept {
+  pcmalloc::Delete<forward::Delete>(p);
+}
+PCM_EXPORT void operator delete[](void* p, align_val_t a) noexcept {
+  pcmalloc::DeleteAligned<forward::DeleteArrayAligned>(p, a);
+}
+PCM_EXPORT void operator delete(void* p, align_val_t a, const nothrow_t&) noexcept {
+  pcmalloc::DeleteAligned<forward::DeleteToAligned>(p, a);
+}
+PCM_EXPORT void operator delete[](void* p, align_val_t a, const nothrow_t&) noexcept {
+  pcmalloc::DeleteAligned<forward::DeleteArrayToAligned>(p, a);
+}
+PCM_EXPORT void operator delete(void* p, size_t, align_val_t a) noexcept {
+  pcmalloc::DeleteAligned<forward::DeleteToAligned>(p, a);
+}
+PCM_EXPORT void operator delete[](void* p, size_t, align_val_t a) noexcept {
+  pcmalloc::DeleteAligned<forward::DeleteArrayToAligned>(p, a);
+}
+
+// What these names mean here, whatever they mean in the process.
+#define PCM_ONLY_OPERATORS
+#define PCM_NAME PCM_OWN_NAME
+#include "allocator/api/replaced.inc"
+#undef PCM_NAME
 
 // What P0901 calls size feedback: the block and how much of it may be used.
 extern "C" {
@@ -113,13 +157,13 @@ struct sized_ptr_t {
 };
 
 PCM_EXPORT sized_ptr_t __size_returning_new(size_t size) {
-  void* p = pcmalloc::New(size);
-  return {p, pcmalloc::BlockSize(p)};
+  void* p = pcmalloc::New<forward::New>(size);
+  return {p, pcmalloc::Replaced() ? size : pcmalloc::BlockSize(p)};
 }
 
 PCM_EXPORT sized_ptr_t __size_returning_new_aligned(size_t size, std::align_val_t alignment) {
   void* p = pcmalloc::NewAligned(alignment, size);
-  return {p, pcmalloc::BlockSize(p)};
+  return {p, pcmalloc::Replaced() ? size : pcmalloc::BlockSize(p)};
 }
 
 // The hint says how hot or cold the block will be (0 .. 255); every block is treated alike.

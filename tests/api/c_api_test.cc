@@ -46,9 +46,10 @@ INSTANTIATE_TEST_SUITE_P(
                       "free_sized", "free_aligned_sized", "mallinfo", "mallinfo2", "malloc_trim",
                       "malloc_stats", "malloc_info", "mallopt", "cfree", "__libc_malloc",
                       "__libc_calloc", "__libc_realloc", "__libc_free", "__libc_memalign",
-                      "__libc_valloc", "__libc_pvalloc", "nallocx", "sdallocx",
-                      "__size_returning_new", "__size_returning_new_hot_cold",
-                      "__size_returning_new_aligned", "__size_returning_new_aligned_hot_cold"));
+                      "__libc_valloc", "__libc_pvalloc", "nallocx", "sdallocx", "mallocx",
+                      "rallocx", "xallocx", "sallocx", "dallocx", "__size_returning_new",
+                      "__size_returning_new_hot_cold", "__size_returning_new_aligned",
+                      "__size_returning_new_aligned_hot_cold"));
 INSTANTIATE_TEST_SUITE_P(OperatorNew, Names,
                          ::testing::Values("_Znwm", "_Znam", "_ZnwmRKSt9nothrow_t",
                                            "_ZnamRKSt9nothrow_t", "_ZnwmSt11align_val_t",
@@ -278,6 +279,58 @@ TEST(SizedFree, TakesWhatWasAskedFor) {
   }
   EXPECT_LT(Measure().address_space, before + (size_t{1} << 30));
   EXPECT_EQ(nallocx(SIZE_MAX, 0), 0u);
+}
+
+// A program that was built with jemalloc frees by one of these what another one gave.
+TEST(WithFlags, AreTheSameHeap) {
+  auto* mallocx = Lookup<void*(size_t, int)>("mallocx");
+  auto* rallocx = Lookup<void*(void*, size_t, int)>("rallocx");
+  auto* xallocx = Lookup<size_t(void*, size_t, size_t, int)>("xallocx");
+  auto* sallocx = Lookup<size_t(const void*, int)>("sallocx");
+  auto* dallocx = Lookup<void(void*, int)>("dallocx");
+  auto* sdallocx = Lookup<void(void*, size_t, int)>("sdallocx");
+  if (!IsPcmalloc() && mallocx == nullptr) GTEST_SKIP();
+  ASSERT_TRUE(mallocx && rallocx && xallocx && sallocx && dallocx && sdallocx);
+  constexpr int kZero = 0x40;
+  const auto all_zero = [](const char* p, size_t from, size_t to) {
+    return std::all_of(p + from, p + to, [](char c) { return c == 0; });
+  };
+  for (size_t size = 1; size < (size_t{8} << 20); size = size * 11 / 8 + 1) {
+    for (int alignment = 0; alignment < 22; alignment += 3) {
+      void* dirty = malloc(size * 3);
+      memset(dirty, 0xff, size * 3);
+      free(dirty);
+      // The higher bits name an arena and a thread cache.
+      const int flags = alignment | kZero | 0x300100;
+      char* p = static_cast<char*>(mallocx(size, flags));
+      ASSERT_NE(p, nullptr);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % (size_t{1} << alignment), 0u);
+      const size_t usable = sallocx(p, 0);
+      EXPECT_GE(usable, size);
+      EXPECT_EQ(usable, malloc_usable_size(p));
+      EXPECT_GE(xallocx(p, size, size, 0), size);
+      EXPECT_TRUE(all_zero(p, 0, usable)) << size << " " << alignment;
+      memset(p, 1, size);
+      p = static_cast<char*>(rallocx(p, size * 2, flags));
+      ASSERT_NE(p, nullptr);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % (size_t{1} << alignment), 0u);
+      EXPECT_TRUE(std::all_of(p, p + size, [](char c) { return c == 1; }));
+      EXPECT_TRUE(all_zero(p, size, sallocx(p, 0))) << size << " " << alignment;
+      p = static_cast<char*>(rallocx(p, size, alignment));
+      ASSERT_NE(p, nullptr);
+      EXPECT_TRUE(std::all_of(p, p + size, [](char c) { return c == 1; }));
+      if (alignment % 2 == 0) {
+        dallocx(p, 0);
+      } else {
+        sdallocx(p, size, alignment);
+      }
+    }
+  }
+  EXPECT_EQ(mallocx(SIZE_MAX - 100, kZero), nullptr);
+  EXPECT_EQ(mallocx(100, 62), nullptr);
+  void* kept = mallocx(100, 0);
+  EXPECT_EQ(rallocx(kept, SIZE_MAX / 2, 0), nullptr);
+  free(kept);
 }
 
 TEST(LibcNames, AreTheSameHeap) {

@@ -106,10 +106,10 @@ class ArchiveTest(unittest.TestCase):
 
 
 C_INTERFACE = {
-    "aligned_alloc", "calloc", "cfree", "free", "free_aligned_sized", "free_sized", "mallinfo",
-    "mallinfo2", "malloc", "malloc_info", "malloc_stats", "malloc_trim", "malloc_usable_size",
-    "mallopt", "memalign", "nallocx", "posix_memalign", "pvalloc", "realloc", "reallocarray",
-    "sdallocx", "valloc",
+    "aligned_alloc", "calloc", "cfree", "dallocx", "free", "free_aligned_sized", "free_sized",
+    "mallinfo", "mallinfo2", "malloc", "malloc_info", "malloc_stats", "malloc_trim",
+    "malloc_usable_size", "mallocx", "mallopt", "memalign", "nallocx", "posix_memalign", "pvalloc",
+    "rallocx", "realloc", "reallocarray", "sallocx", "sdallocx", "valloc", "xallocx",
 }
 
 

@@ -48,6 +48,20 @@ TEST_P(Startup, Allocates) {
 INSTANTIATE_TEST_SUITE_P(In, Startup, ::testing::Values("ifunc", "ifunc_local", "constructors"),
                          [](const auto& info) { return info.param; });
 
+// Those programs look after themselves, and end with status 0 where all is well.
+class Replacement : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Replacement, IsWhatEverythingComesTo) {
+  FreshProcess options;
+  options.executable = Beside(GetParam());
+  ASSERT_TRUE(fs::exists(options.executable)) << options.executable;
+  EXPECT_TRUE(InFreshProcess(GetParam(), options));
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, Replacement,
+                         ::testing::Values("replaces_operators", "replaces_malloc"),
+                         [](const auto& info) { return info.param; });
+
 void AllocateAndFree(uint64_t seed, int count) {
   Random random(seed);
   std::vector<std::pair<void*, size_t>> blocks;
@@ -171,6 +185,51 @@ TEST(Dlopen, AndDlcloseOfALibraryThatAllocates) {
     EXPECT_EQ(strlen(blocks[i]), i * 10);
     free(blocks[i]);
   }
+}
+
+// A library bound to its own dependencies first would find libc's malloc there, and not what is
+// preloaded. In a program that is linked with pcmalloc it does: see docs/limits.md.
+TEST(DeepBinding, KeepsOneMalloc) {
+  void* plugin = dlopen(Beside("libplugin.so").c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+  ASSERT_NE(plugin, nullptr) << dlerror();
+  auto* take = reinterpret_cast<void* (*)(size_t)>(dlsym(plugin, "PluginMalloc"));
+  auto* give = reinterpret_cast<void (*)(void*)>(dlsym(plugin, "PluginFree"));
+  ASSERT_NE(take, nullptr);
+  ASSERT_NE(give, nullptr);
+  for (size_t size : {1, 100, 5000, 100000, 3000000}) {
+    void* ours = Escape(malloc(size));
+    Fill(ours, size, 1);
+    give(ours);
+    give(strndup(std::string(size, 'x').c_str(), size));
+    void* its = take(size);
+    Fill(its, size, 2);
+    its = realloc(its, size + 100);
+    EXPECT_TRUE(Holds(its, size, 2));
+    free(its);
+  }
+  EXPECT_EQ(dlclose(plugin), 0);
+}
+
+// libc looks at the caller's return address to tell in whose RUNPATH to search.
+TEST(Dlopen, SearchesWhereItsCallerSays) {
+  void* opener = dlopen(Beside("libopener.so").c_str(), RTLD_NOW | RTLD_LOCAL);
+  ASSERT_NE(opener, nullptr) << dlerror();
+  auto* open_library = reinterpret_cast<void* (*)(const char*)>(dlsym(opener, "OpenLibrary"));
+  ASSERT_NE(open_library, nullptr);
+  EXPECT_EQ(dlopen("libplugin.so", RTLD_NOW), nullptr) << "found without a RUNPATH";
+  for (int i = 0; i < 2; ++i) {
+    void* plugin = open_library("libplugin.so");
+    ASSERT_NE(plugin, nullptr) << dlerror();
+    EXPECT_EQ(dlclose(plugin), 0);
+  }
+  EXPECT_EQ(dlclose(opener), 0);
+}
+
+TEST(Dlopen, SaysWhatIsWrong) {
+  EXPECT_EQ(dlopen("/no/such/library.so", RTLD_NOW | RTLD_DEEPBIND), nullptr);
+  const char* error = dlerror();
+  ASSERT_NE(error, nullptr);
+  EXPECT_NE(strstr(error, "/no/such/library.so"), nullptr) << error;
 }
 
 PCM_SCENARIO(NoDescriptors) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A library to open and close: allocates in its constructor, frees in its destructor, keeps
-// something thread-local, and hands out blocks that live on.
+// something thread-local, hands out blocks that live on, and shows its malloc and free.
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,3 +18,7 @@ extern "C" char* PluginBlock(size_t size) {
   words.push_back(local);
   return strdup(local.c_str());
 }
+
+extern "C" void* PluginMalloc(size_t size) { return malloc(size); }
+
+extern "C" void PluginFree(void* p) { free(p); }

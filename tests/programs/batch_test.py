@@ -29,6 +29,15 @@ my $text = join ',', map { scalar @{$_ || []} } @lists;
 $text =~ s/(\d+)/<$1>/g; print "$text\n"; print length(join '', keys %count), "\n";
 """
 
+PHP = r"""
+$a = []; mt_srand(1);
+for ($i = 0; $i < 60000; $i++) $a["k" . mt_rand() % 50021][] = md5((string)$i) . str_repeat("x", $i % 90);
+ksort($a); $n = 0;
+foreach ($a as $k => $v) { sort($v); $n += strlen(implode(",", $v)); }
+echo $n, " ", md5(json_encode($a)), " ", preg_match_all('/a(b+|c)d/', json_encode($a), $m), "\n";
+echo implode(" ", array_filter(array_map('strtolower', get_loaded_extensions()), 'ctype_alpha')), "\n";
+"""
+
 AWK = r"""
 { for (i = 1; i <= NF; ++i) { count[$i]++; where[$i] = where[$i] " " NR % 97 } }
 END { n = asorti(count, order); for (i = 1; i <= n; ++i) print order[i], count[order[i]],
@@ -92,6 +101,11 @@ class BatchTest(program.ProgramTest):
         program.require("perl", "perl")
         self.write_words()
         self.compare([["perl", "-e", PERL]])
+
+    def test_php(self):
+        # Opens its extensions with RTLD_DEEPBIND.
+        program.require("php-cli", "php")
+        self.compare([["php", "-r", PHP], ["env", "USE_ZEND_ALLOC=0", "php", "-r", PHP]])
 
     def test_gawk(self):
         program.require("gawk", "gawk")

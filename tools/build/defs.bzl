@@ -93,5 +93,8 @@ def preload_library(name, malloc):
             "-Wl,-soname,libpcmalloc.so",
         ],
         linkshared = True,
-        deps = [malloc],
+        deps = [
+            malloc,
+            "//allocator/api:dlopen",
+        ],
     )
