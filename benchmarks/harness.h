@@ -97,6 +97,11 @@ inline size_t MixedSize(Random& random, size_t limit) {
   return size > limit ? limit : size;
 }
 
+// Writes to each page of a block, and so to its first byte.
+inline void TouchPages(void* block, size_t size) {
+  for (size_t at = 0; at < size; at += 4096) static_cast<volatile char*>(block)[at] = 1;
+}
+
 }  // namespace pcmalloc::bench
 
 #endif  // PCMALLOC_BENCHMARKS_HARNESS_H_

@@ -164,8 +164,9 @@ void Churn(State& state, uint32_t live, size_t limit) {
   for (auto _ : state) {
     void*& slot = blocks[random.Below(live)];
     free(slot);
-    slot = malloc(MixedSize(random, limit));
-    *static_cast<char*>(slot) = 1;
+    const size_t size = MixedSize(random, limit);
+    slot = malloc(size);
+    TouchPages(slot, size);
   }
   measured.Finish(1);
   for (uint32_t i = 0; i < live; ++i) free(blocks[i]);
@@ -214,6 +215,7 @@ void RegisterRows() {
   // As many size classes as there are, and few blocks of each: larger ones than per-CPU or thread
   // caches like to hold.
   Register("churn/1000x32K", Churn, 1000u, size_t{32} << 10);
+  Register("churn/300x1M", Churn, 300u, size_t{1} << 20);
 }
 
 }  // namespace

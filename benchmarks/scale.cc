@@ -73,8 +73,9 @@ void ChurnBody(void* context, int index) {
   for (uint64_t i = 0; i < work->operations; ++i) {
     void*& slot = mine[random.Below(work->live)];
     free(slot);
-    slot = malloc(MixedSize(random, work->limit));
-    *static_cast<char*>(slot) = 1;
+    const size_t size = MixedSize(random, work->limit);
+    slot = malloc(size);
+    TouchPages(slot, size);
   }
 }
 
@@ -84,21 +85,27 @@ void ChurnFinish(void* context, int index) {
   for (uint32_t i = 0; i < work->live; ++i) free(mine[i]);
 }
 
-void ChurnOf(uint32_t live, size_t limit, const char* row, const Arguments& arguments) {
+void ChurnOf(uint32_t live, size_t limit, uint64_t operations, const char* row,
+             const Arguments& arguments) {
   const int threads = ThreadsOf(row);
   Table<void*> blocks(static_cast<size_t>(live) * threads);
-  ChurnWork work{Operations(arguments, 32000000) / threads, live, limit, &blocks};
+  ChurnWork work{Operations(arguments, operations) / threads, live, limit, &blocks};
   const Cost cost = RunThreads(threads, {ChurnPrepare, ChurnBody, ChurnFinish}, &work);
   EmitRow(row, arguments, cost, work.operations * threads);
 }
 
 void Churn(const char* row, const Arguments& arguments) {
-  ChurnOf(100000u / static_cast<uint32_t>(ThreadsOf(row)), 2048, row, arguments);
+  ChurnOf(100000u / static_cast<uint32_t>(ThreadsOf(row)), 2048, 32000000, row, arguments);
 }
 
 // A thousand blocks a thread, from a few bytes to 32 KiB.
 void ChurnWide(const char* row, const Arguments& arguments) {
-  ChurnOf(1000, size_t{32} << 10, row, arguments);
+  ChurnOf(1000, size_t{32} << 10, 32000000, row, arguments);
+}
+
+// Up to 1 MiB, of which all pages are written to.
+void ChurnLarge(const char* row, const Arguments& arguments) {
+  ChurnOf(100, size_t{1} << 20, 1000000, row, arguments);
 }
 
 void* ShortThread(void* argument) {
@@ -182,6 +189,10 @@ const Row kRows[] = {
     PCM_ROWS_BY_THREADS("batch-1000x64", Batch),
     PCM_ROWS_BY_THREADS("churn", Churn),
     PCM_ROWS_BY_THREADS("churn-32K", ChurnWide),
+    {"churn-1M/1t", ChurnLarge},
+    {"churn-1M/2t", ChurnLarge},
+    {"churn-1M/4t", ChurnLarge},
+    {"churn-1M/16t", ChurnLarge},
     PCM_ROWS_BY_THREADS("larson", Larson),
     PCM_ROWS_BY_THREADS("remote-free", RemoteFree),
     {"transfer/1to1/64", Transfer},

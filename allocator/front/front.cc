@@ -146,7 +146,7 @@ void* TakeOneLarge(int index, unsigned size_class) {
   if (ABSL_PREDICT_FALSE(central::TakeLarge(size_class, &block, 1, &shortage) == 0)) {
     return Emergency(size_class, shortage);
   }
-  Count(of_cpu[index].counters.refills_of_one);
+  Count(OfCpu(index).counters.refills_of_one);
   return block;
 }
 

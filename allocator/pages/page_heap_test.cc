@@ -227,7 +227,7 @@ TEST(PageHeapTest, IdleMemoryIsBoundedWithoutACallForEachSmallSpan) {
   for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
   const PageStats stats = PageHeap::Stats();
   EXPECT_LE(stats.free_bytes,
-            IdleBound::kMost + (stats.small_bytes + stats.large_bytes) / IdleBound::kMostDivisor);
+            IdleBound::kMost + (stats.small_bytes + stats.large_bytes) / IdleBound::kLeastDivisor);
   EXPECT_GT(stats.releases, releases);
   EXPECT_LE(stats.releases, releases + 200);
   // Every other span: 80 MiB in ranges of one page.

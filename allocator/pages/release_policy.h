@@ -32,10 +32,14 @@ struct ReleasePolicy {
   static constexpr size_t kShortestRange = size_t{128} << 10;
   static constexpr size_t kShortestOldRange = size_t{32} << 10;
 
-  // How many of the `idle` bytes should go. Half of the bound stays, so that the next pass is as
-  // much freed memory away.
+  // How many of the `idle` bytes should go: what is above the bound and so much below it that the next
+  // pass is as much freed memory away. Of a large bound, which is large because what went came back,
+  // that is a small part.
+  static constexpr uint64_t kPass = uint64_t{3} << 19;
   static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t bound) {
-    return idle <= bound ? 0 : idle - bound / 2;
+    if (idle <= bound) return 0;
+    const uint64_t pass = bound / 8 > kPass ? bound / 8 : kPass;
+    return idle - bound + (pass < bound / 2 ? pass : bound / 2);
   }
 
   // What has been `grown` although `idle` bytes were there, which fitted nobody, is to be made up
@@ -60,11 +64,13 @@ struct ReleasePolicy {
 //                           returned     kept
 class IdleBound {
  public:
-  // What may be idle whatever is used, and the parts of the used memory that may.
+  // What may be idle whatever is used, and the part of the used memory that may. Of a heap that has
+  // shown that it needs it as much may be idle as is used: where large blocks of many sizes come and
+  // go a free range seldom fits the next one, and with less idle memory would go and come back all
+  // the time.
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
-  static constexpr uint64_t kMostDivisor = 8;
 
   constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost)
       : least_(least), most_(most), bytes_(least) {}
@@ -72,7 +78,7 @@ class IdleBound {
   constexpr uint64_t For(uint64_t used) const {
     const uint64_t least = Least(used);
     if (bytes_ <= least) return least;
-    uint64_t most = used / kMostDivisor > most_ ? used / kMostDivisor : most_;
+    uint64_t most = used > most_ ? used : most_;
     if (peak_ > used && peak_ - used > most) most = peak_ - used;
     return bytes_ > most ? most : bytes_;
   }
@@ -101,13 +107,17 @@ class IdleBound {
       returned_ = taken_ = 0;
     }
     returned_ += bytes;
-    if (returned_ / 4 > bytes_) bytes_ = 0;  // this is no breath, the heap shrinks
+    if (returned_ / 2 > bytes_) bytes_ = 0;  // this is no breath, the heap shrinks
     const uint64_t most = peak_ > most_ ? peak_ : most_;
     if (bytes_ > most) bytes_ = most;
   }
 
-  // A step of the ages has passed: a peak is forgotten in as many as IdleAges has.
-  constexpr void Age(uint64_t used) { peak_ = used >= peak_ ? used : peak_ - (peak_ - used) / 8; }
+  // A step of the ages has passed: a peak is forgotten in as many as IdleAges has, and what has been
+  // learnt has to be learnt again now and then.
+  constexpr void Age(uint64_t used) {
+    peak_ = used >= peak_ ? used : peak_ - (peak_ - used) / 8;
+    bytes_ -= bytes_ / 32;
+  }
 
  private:
   constexpr uint64_t Least(uint64_t used) const {
