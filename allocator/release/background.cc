@@ -11,6 +11,7 @@
 #include "allocator/base/lock.h"
 #include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
+#include "allocator/base/threads.h"
 #include "allocator/central/sweep.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
@@ -22,8 +23,6 @@
 extern "C" {
 // Weak: a program that is linked statically and has no threads need not get the code for them.
 extern __typeof(pthread_create) pthread_create __attribute__((weak));
-// glibc from 2.32 on: false from the first pthread_create on, and for good.
-extern char __libc_single_threaded __attribute__((weak));
 const char* gnu_get_libc_version() __attribute__((weak));
 }
 
@@ -58,7 +57,7 @@ constinit std::atomic<bool> allowed{false};
 constinit std::atomic<bool> wanted_anyway{false};  // background_thread:on
 constinit std::atomic<uintptr_t> first_thread{0};
 constinit std::atomic<long> process{0};
-constinit std::atomic<bool> flag_tells{false};  // __libc_single_threaded was true at first
+constinit std::atomic<bool> flag_tells{false};  // the C library knew of one thread at first
 constinit std::atomic<uint64_t> threads_since_ms{0};
 constinit std::atomic<uint64_t> next_try_ms{0};
 constinit std::atomic<uint64_t> odd_mask{0};
@@ -68,8 +67,6 @@ constinit std::atomic<uint32_t> visits{0};
 constinit std::atomic<const char*> state{"not started"};
 constinit std::atomic<uint64_t> wakeups{0};
 constinit std::atomic<uint64_t> started{0};
-
-bool SingleThreadedByFlag() { return &__libc_single_threaded == nullptr || __libc_single_threaded; }
 
 constexpr uint64_t Bit(int signal) { return uint64_t{1} << (signal - 1); }
 
@@ -213,7 +210,7 @@ void Watch() {
   uint64_t now_ms = 0;
   if (!wanted_anyway.load(std::memory_order_relaxed) &&
       ThreadId() == first_thread.load(std::memory_order_relaxed)) {
-    if (!flag_tells.load(std::memory_order_relaxed) || SingleThreadedByFlag()) return;
+    if (!flag_tells.load(std::memory_order_relaxed) || KnownThreads() != Threads::kSeveral) return;
     now_ms = os::CoarseMilliseconds();
     uint64_t since = 0;
     if (threads_since_ms.compare_exchange_strong(since, now_ms)) return;
@@ -227,8 +224,7 @@ void Watch() {
 void Remember() {
   first_thread.store(ThreadId(), std::memory_order_relaxed);
   process.store(RawSyscall(SYS_getpid), std::memory_order_relaxed);
-  flag_tells.store(&__libc_single_threaded != nullptr && __libc_single_threaded != 0,
-                   std::memory_order_relaxed);
+  flag_tells.store(KnownThreads() == Threads::kOne, std::memory_order_relaxed);
   threads_since_ms.store(0, std::memory_order_relaxed);
   next_try_ms.store(0, std::memory_order_relaxed);
 }

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -198,6 +199,34 @@ TEST(Fork, InASignalHandlerThatInterruptsFork) {
         40))
         << threads << " other threads";
   }
+}
+
+// With one thread no lock is taken: each page of them would be copied by parent and child.
+PCM_SCENARIO(OneThreadForks) {
+  std::vector<void*> blocks;
+  for (size_t size = 1; size < 2000; ++size) blocks.push_back(malloc(size));
+  const auto fork_often = [](int count) {
+    rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    for (int i = 0; i < count; ++i) {
+      const pid_t child = fork();
+      if (child == 0) _exit(0);
+      waitpid(child, nullptr, 0);
+    }
+    getrusage(RUSAGE_SELF, &after);
+    return static_cast<int>(after.ru_minflt - before.ru_minflt);
+  };
+  fork_often(10);
+  EXPECT_LT(fork_often(200), 200 * 7);
+  // One more thread, and all is locked as it has to be.
+  std::thread([] { EXPECT_NE(Escape(malloc(100)), nullptr); }).join();
+  fork_often(10);
+  for (void* p : blocks) free(p);
+}
+
+TEST(Fork, OfAProcessWithOneThreadCopiesFewPages) {
+  if (!IsPcmalloc() || Variant() == "valgrind") GTEST_SKIP() << "other pages than the program's";
+  EXPECT_TRUE(InFreshProcess("OneThreadForks"));
 }
 
 TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
