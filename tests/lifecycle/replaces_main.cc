@@ -46,7 +46,9 @@ void* Check(void* p) {
 }  // namespace
 
 #ifdef REPLACES_OPERATORS
+#ifndef __clang__  // which knows no such warning
 #pragma GCC diagnostic ignored "-Wsized-deallocation"
+#endif
 
 void* operator new(size_t size) {
   void* p = WithHeader(malloc(size + 128), 1);
