@@ -74,9 +74,12 @@ Fill FillFor(size_t pages, unsigned size_class) {
     fill = Fill::kWholeHuge;
   }
   if (fill == Fill::kPages) return fill;
-  if (request == ThpRequest::kAuto &&
-      !HugePolicy::Worthwhile(UsedBytes() + Bytes(pages), fill == Fill::kWholeHuge)) {
-    return Fill::kPages;
+  if (request == ThpRequest::kAuto) {
+    const uint64_t bytes = Bytes(pages), used = UsedBytes() + bytes;
+    const bool worthwhile = fill == Fill::kWholeHuge
+                                ? HugePolicy::WorthwhileFor(bytes, used, Bytes(heap.small_pages))
+                                : HugePolicy::Worthwhile(used);
+    if (!worthwhile) return Fill::kPages;
   }
   if (heap.huge == Heap::Huge::kNotAsked) {
     heap.huge = os::FindHugePages() == os::HugePages::kNever ? Heap::Huge::kNo : Heap::Huge::kYes;

@@ -29,13 +29,19 @@ struct HugePolicy {
   }
 
   // From this size of the heap on the hugepage at its end, half of which is in use on average, weighs
-  // little. Of blocks of many hugepages nobody knows how much will be touched.
+  // little.
   static constexpr uint64_t kSmallestHeap = 4 * os::kHugePage;
-  static constexpr uint64_t kSmallestForBlocks = 8 * os::kHugePage;
 
   // `used` is what is in use together with the request that needs new memory.
-  static constexpr bool Worthwhile(uint64_t used, bool for_block) {
-    return used >= (for_block ? kSmallestForBlocks : kSmallestHeap);
+  static constexpr bool Worthwhile(uint64_t used) { return used >= kSmallestHeap; }
+
+  // Of a block of some hugepages nobody knows how much will be touched: a program may reserve buffers
+  // for each thread. Many of them make a heap large that hardly is. So it takes a heap that is large
+  // by its small blocks, or a block that is so large itself that it will be the data.
+  static constexpr uint64_t kSmallestForBlocks = 8 * os::kHugePage;
+  static constexpr uint64_t kLargestReserve = 16 * os::kHugePage;
+  static constexpr bool WorthwhileFor(uint64_t block, uint64_t used, uint64_t small) {
+    return block >= kLargestReserve || (used >= kSmallestForBlocks && small >= kSmallestHeap);
   }
 
   // How much of what has been idle for long, in hugepages that are in use in part, is too much, so

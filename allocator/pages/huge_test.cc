@@ -108,12 +108,34 @@ TEST(HugeTest, SmallHeapsGetNone) {
     Fill(HugePolicy::kSmallestHeap / kMiB - 1, &spans);
     EXPECT_EQ(HugeKiB(), 0u);
     EXPECT_EQ(Arenas::at(0).huge_count(), 0u);
-    // A block that may be used in part asks for them in a larger heap only.
-    constexpr size_t kRest = HugePolicy::kSmallestForBlocks - HugePolicy::kSmallestHeap;
-    ASSERT_NE(TakeOrNull(kRest / kPageSize), nullptr);
+    // Nor do blocks that may be used in part, however many, beside few small ones.
+    constexpr size_t kSome = 4 * kPagesPerMiB;
+    for (int i = 0; i < 20; ++i) ASSERT_NE(TakeOrNull(kSome), nullptr);
     EXPECT_EQ(Arenas::at(0).huge_count(), 0u);
-    ASSERT_NE(TakeOrNull(kRest / kPageSize), nullptr);
+    while (PageHeap::SmallBytes() < HugePolicy::kSmallestHeap) {
+      ASSERT_NE(TakeOrNull(32, kPageSize, 99), nullptr);  // long ones get none
+    }
+    EXPECT_EQ(Arenas::at(0).huge_count(), 0u);
+    ASSERT_NE(TakeOrNull(kSome), nullptr);
     EXPECT_GT(Arenas::at(0).huge_count(), 0u);
+  });
+}
+
+// As a server does that reserves megabytes for each of its threads.
+TEST(HugeTest, BuffersThatAreHardlyTouchedStaySmall) {
+  NEED_HUGE_PAGES();
+  InChild([] {
+    ParseConfig("thp:auto");
+    Spans spans = Reserved();
+    Fill(4, &spans);
+    const size_t before = ResidentKiB();
+    for (int i = 0; i < 20; ++i) {
+      Span* const buffer = TakeOrNull(4 * kPagesPerMiB);
+      ASSERT_NE(buffer, nullptr);
+      for (const size_t at : {size_t{0}, kMiB, 3 * kMiB}) Begin(buffer)[at] = 1;
+    }
+    EXPECT_LE(ResidentKiB() - before, 1024u);
+    CheckPageHeap();
   });
 }
 
