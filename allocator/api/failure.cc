@@ -11,6 +11,7 @@ namespace std {
 using new_handler = void (*)();
 new_handler get_new_handler() noexcept __attribute__((weak));
 void __throw_bad_alloc() __attribute__((noreturn, weak));
+void terminate() noexcept __attribute__((noreturn, weak));
 }  // namespace std
 
 extern "C" {
@@ -18,8 +19,10 @@ void* __cxa_begin_catch(void*) noexcept __attribute__((weak));
 void __cxa_end_catch() __attribute__((weak));
 void __gxx_personality_v0() __attribute__((weak));
 }
-// A reference in the unwind tables alone does not make the compiler say that the symbol is weak.
-__attribute__((used)) static void (*const personality)() = __gxx_personality_v0;
+// A reference of its own making alone does not make a compiler say that the symbol is weak.
+__attribute__((used)) static void* (*const begin_catch)(void*) = __cxa_begin_catch;
+__attribute__((used)) static void (*const others[])() = {__gxx_personality_v0, __cxa_end_catch,
+                                                         std::terminate};
 
 namespace pcmalloc {
 
