@@ -40,16 +40,8 @@ void* Resize(void* p, size_t size, int flags) {
   const size_t before = BlockSize(p);
   const size_t kept = size < before ? size : before;
   if (reinterpret_cast<uintptr_t>(p) % alignment == 0 && StaysInPlace(before, size)) return p;
-  void* moved = nullptr;
-  if (alignment <= kMinAlignment) {
-    moved = ResizeBlock(p, size);
-  } else {
-    moved = TakeAligned(alignment, size);
-    if (moved != nullptr) {
-      memcpy(moved, p, kept);
-      Free(p);
-    }
-  }
+  void* const moved = alignment <= kMinAlignment ? ResizeBlock(p, size)
+                                                 : Replace(p, TakeAligned(alignment, size), kept);
   if (moved == nullptr || (flags & kZero) == 0) return moved;
   // To the new block's end, for the next time.
   memset(static_cast<char*>(moved) + kept, 0, BlockSize(moved) - kept);

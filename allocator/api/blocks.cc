@@ -106,14 +106,6 @@ void* TakeQuickly(size_t size) {
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : TakeBlock(size);
 }
 
-// What realloc returns: `moved` with the contents of `p`, which it replaces; null if there is none.
-void* Replace(void* p, void* moved, size_t bytes) {
-  if (moved == nullptr) return nullptr;
-  memcpy(moved, p, bytes);
-  Free(p);
-  return moved;
-}
-
 void* Moved(void* p, size_t old_size, size_t size) {
   return Replace(p, TakeQuickly(size), old_size < size ? old_size : size);
 }
@@ -157,6 +149,13 @@ void* ResizeLarge(Span* span, size_t size) {
 }
 
 }  // namespace
+
+void* Replace(void* p, void* moved, size_t bytes) {
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, bytes);
+  Free(p);
+  return moved;
+}
 
 void* TakeBlock(size_t size) {
   if (ABSL_PREDICT_FALSE(!Relocated())) return BootTake(size, kMinAlignment);

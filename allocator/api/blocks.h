@@ -49,6 +49,9 @@ size_t BlockSize(const void* p);
 // old block is as it was.
 void* ResizeBlock(void* p, size_t size);
 
+// `moved` with the first `bytes` of `p`, which it replaces; null, and `p` is as it was, if there is none.
+void* Replace(void* p, void* moved, size_t bytes);
+
 // Bytes that a request of `size` gets, without getting it; 0 if it cannot be served at all.
 size_t BlockSizeFor(size_t size);
 

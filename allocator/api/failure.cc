@@ -25,6 +25,18 @@ __attribute__((used)) static void (*const others[])() = {__gxx_personality_v0, _
                                                          std::terminate};
 
 namespace pcmalloc {
+namespace {
+
+template <typename Throwing>
+void* OrNull(Throwing throwing) noexcept {
+  try {
+    return throwing();
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+}  // namespace
 
 void* NewFailed(size_t alignment, size_t size) {
   while (true) {
@@ -43,27 +55,11 @@ void* NewFailed(size_t alignment, size_t size) {
 }
 
 void* NothrowNewFailed(size_t alignment, size_t size) noexcept {
-  try {
-    if (std::get_new_handler == nullptr || std::get_new_handler() == nullptr) return nullptr;
-    return NewFailed(alignment, size);
-  } catch (...) {
-    return nullptr;
-  }
+  if (std::get_new_handler == nullptr || std::get_new_handler() == nullptr) return nullptr;
+  return OrNull([=] { return NewFailed(alignment, size); });
 }
 
 namespace forward {
-namespace {
-
-template <typename Throwing>
-void* OrNull(Throwing throwing) noexcept {
-  try {
-    return throwing();
-  } catch (...) {
-    return nullptr;
-  }
-}
-
-}  // namespace
 
 void* NewNothrow(size_t size) noexcept {
   return OrNull([=] { return ::operator new(size); });

@@ -53,28 +53,17 @@ void* NewAlignedNothrow(std::align_val_t alignment, size_t size) {
                                          : NothrowNewFailed(static_cast<size_t>(alignment), size);
 }
 
-template <void (*kForward)(void*)>
-ABSL_ATTRIBUTE_NOINLINE void DeleteBeyond(void* p) {
-  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(p);
+// `alignment` is what aligned forms are given.
+template <auto kForward, typename... Alignment>
+ABSL_ATTRIBUTE_NOINLINE void DeleteBeyond(void* p, Alignment... alignment) {
+  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(p, alignment...);
   FreeBeyond(p);
 }
 
-template <void (*kForward)(void*)>
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Delete(void* p) {
+template <auto kForward, typename... Alignment>
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Delete(void* p, Alignment... alignment) {
   if (ABSL_PREDICT_TRUE(PushSmall(p))) return;
-  DeleteBeyond<kForward>(p);
-}
-
-template <void (*kForward)(void*, std::align_val_t)>
-ABSL_ATTRIBUTE_NOINLINE void DeleteAlignedBeyond(void* p, std::align_val_t alignment) {
-  if (ABSL_PREDICT_FALSE(Replaced())) return kForward(p, alignment);
-  FreeBeyond(p);
-}
-
-template <void (*kForward)(void*, std::align_val_t)>
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeleteAligned(void* p, std::align_val_t alignment) {
-  if (ABSL_PREDICT_TRUE(PushSmall(p))) return;
-  DeleteAlignedBeyond<kForward>(p, alignment);
+  DeleteBeyond<kForward>(p, alignment...);
 }
 
 }  // namespace
@@ -127,19 +116,19 @@ PCM_EXPORT void operator delete(void* p, align_val_t) noexcept {
   pcmalloc::Delete<forward::Delete>(p);
 }
 PCM_EXPORT void operator delete[](void* p, align_val_t a) noexcept {
-  pcmalloc::DeleteAligned<forward::DeleteArrayAligned>(p, a);
+  pcmalloc::Delete<forward::DeleteArrayAligned>(p, a);
 }
 PCM_EXPORT void operator delete(void* p, align_val_t a, const nothrow_t&) noexcept {
-  pcmalloc::DeleteAligned<forward::DeleteToAligned>(p, a);
+  pcmalloc::Delete<forward::DeleteToAligned>(p, a);
 }
 PCM_EXPORT void operator delete[](void* p, align_val_t a, const nothrow_t&) noexcept {
-  pcmalloc::DeleteAligned<forward::DeleteArrayToAligned>(p, a);
+  pcmalloc::Delete<forward::DeleteArrayToAligned>(p, a);
 }
 PCM_EXPORT void operator delete(void* p, size_t, align_val_t a) noexcept {
-  pcmalloc::DeleteAligned<forward::DeleteToAligned>(p, a);
+  pcmalloc::Delete<forward::DeleteToAligned>(p, a);
 }
 PCM_EXPORT void operator delete[](void* p, size_t, align_val_t a) noexcept {
-  pcmalloc::DeleteAligned<forward::DeleteArrayToAligned>(p, a);
+  pcmalloc::Delete<forward::DeleteArrayToAligned>(p, a);
 }
 
 // What these names mean here, whatever they mean in the process.
