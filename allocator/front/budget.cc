@@ -26,6 +26,8 @@ constexpr uint64_t kAdvantage = 4;
 // What a class can give up must be at least such a part of what the other is to have: small classes
 // would lose what they need, again and again, for a hundredth of one large block.
 constexpr uint64_t kSmallestPart = 64;
+// What a class may grow by when the budget is used up, as a part of it.
+constexpr int64_t kLittle = 128;
 constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
@@ -110,8 +112,10 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const std::atomic<int64_t>& used = OfCpu(index).books.used;
   const int64_t limit = Limit();
   const int64_t before = used.load(std::memory_order_relaxed);
-  if (before + cost > limit) {
-    // By a little it may be, because of single slots.
+  // A few small blocks' worth is had without a search: that would cost more than they do.
+  const bool little = cost <= limit / kLittle && before + cost <= limit + limit / 8;
+  if (before + cost > limit && !little) {
+    // By a little it may be, because of that and of single slots.
     const bool exceeded = before > limit + limit / 4;
     Steal(index, size_class, wanted, before + cost - limit, exceeded);
     const int64_t room = limit - used.load(std::memory_order_relaxed);

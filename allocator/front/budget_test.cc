@@ -64,6 +64,35 @@ TEST(Budget, SmallClassesKeepWhatALargeOneCouldNotUse) {
   SetBudget(kBudgetBytes);
 }
 
+// Nor does it take a search to give a small class the few hundred bytes that end its misses.
+TEST(Budget, SmallClassesGrowByALittleMore) {
+  const testing::Pinned pinned;
+  void* const p = Allocate(1);
+  ASSERT_NE(p, nullptr);
+  Deallocate(1, p);
+  const int index = percpu::CurrentIndex();
+  ShrinkIndex(index);
+  SetBudget(kMiB);
+  constexpr unsigned kSmall = 2;
+  for (unsigned c = SizeClassOf(16384); BudgetUsed(index) < kMiB; --c) {
+    for (int i = 0; i < 100; ++i) CountMiss(index, c);
+    GrowCapacity(index, c);
+  }
+  const uint64_t full = BudgetUsed(index), steals = Steals();
+  uint32_t slots = 0;
+  for (int i = 0; i < 6; ++i) slots = GrowCapacity(index, kSmall);
+  EXPECT_EQ(slots, 32 * kFirstCapacity);
+  EXPECT_EQ(Steals(), steals);
+  EXPECT_EQ(BudgetUsed(index), full + slots * ClassSize(kSmall));
+  // But not by much.
+  for (unsigned c = 1; c <= SizeClassOf(1024); ++c) {
+    for (int i = 0; i < 10; ++i) GrowCapacity(index, c);
+  }
+  EXPECT_LE(BudgetUsed(index), kMiB + kMiB / 8 + kMiB / 64);
+  ShrinkIndex(index);
+  SetBudget(kBudgetBytes);
+}
+
 }  // namespace
 }  // namespace pcmalloc::front
 
