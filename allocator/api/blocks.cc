@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/api/boot.h"
 #include "allocator/api/coarse.h"
@@ -100,8 +101,9 @@ Span* LargeSpan(const char* what, const void* p) {
   return span;
 }
 
-// What TakeBlock does, by the hit paths first: for callers that have not tried them.
-void* TakeQuickly(size_t size) {
+// What TakeBlock does, by the hit paths first: for callers that have not tried them. Not inlined:
+// each copy of a critical section costs every process a descriptor to relocate at its start.
+ABSL_ATTRIBUTE_NOINLINE void* TakeQuickly(size_t size) {
   void* p = IsCoarse(size) ? PopCoarse(size) : PopAny(size);
   return ABSL_PREDICT_TRUE(p != nullptr) ? p : TakeBlock(size);
 }
@@ -150,7 +152,7 @@ void* ResizeLarge(Span* span, size_t size) {
 
 }  // namespace
 
-void* Replace(void* p, void* moved, size_t bytes) {
+ABSL_ATTRIBUTE_NOINLINE void* Replace(void* p, void* moved, size_t bytes) {  // as TakeQuickly
   if (moved == nullptr) return nullptr;
   memcpy(moved, p, bytes);
   Free(p);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/os/thp.h"
 
-#include <fcntl.h>
 #include <string.h>
 
-#include "allocator/base/syscall.h"
+#include "allocator/base/file.h"
 #include "allocator/base/text.h"
 #include "allocator/os/memory.h"
 
@@ -28,18 +27,10 @@ bool Is(const char* word, size_t length, const char* text) {
 }
 
 // 0 where there is no such file.
-size_t ReadFile(const char* path, char* buffer, size_t size) {
-  const long fd = RawSyscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
-  if (fd < 0) return 0;
-  const long length = RawSyscall(SYS_read, fd, buffer, size);
-  RawSyscall(SYS_close, fd);
-  return length < 0 ? 0 : static_cast<size_t>(length);
-}
-
 size_t ReadFile(const char* folder, const char* name, char* buffer, size_t size) {
   Text<256> path;
   path.Str(folder).Str(name);
-  return ReadFile(path.c_str(), buffer, size);
+  return File(path.c_str()).Read(buffer, size);
 }
 
 // What prctl(PR_SET_THP_DISABLE) did, from a file: sandboxes that let a program open files need not
@@ -47,7 +38,7 @@ size_t ReadFile(const char* folder, const char* name, char* buffer, size_t size)
 bool SwitchedOffForProcess() {
   constexpr char kKey[] = "\nTHP_enabled:\t0";
   char text[4096];
-  const size_t length = ReadFile("/proc/self/status", text, sizeof(text));
+  const size_t length = File("/proc/self/status").Read(text, sizeof(text));
   return memmem(text, length, kKey, sizeof(kKey) - 1) != nullptr;
 }
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/release/cgroup.h"
 
-#include <fcntl.h>
 #include <string.h>
 
 #include <atomic>
 
-#include "allocator/base/syscall.h"
+#include "allocator/base/file.h"
 #include "allocator/base/text.h"
 
 namespace pcmalloc::release {
@@ -19,31 +18,6 @@ constexpr size_t kLineBytes = 2048;
 // Not on the stack, which may be that of a small thread or a signal handler; one reader at a time.
 constinit char buffer[kLineBytes] = {};
 constinit std::atomic<bool> buffer_taken{false};
-
-class File {
- public:
-  explicit File(const char* path)
-      : fd_(RawSyscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NOCTTY)) {}
-  ~File() {
-    if (opened()) RawSyscall(SYS_close, fd_);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-
-  bool opened() const { return fd_ >= 0; }
-
-  size_t Read(char* to, size_t size) {
-    if (!opened()) return 0;
-    long got;
-    do {
-      got = RawSyscall(SYS_read, fd_, to, size);
-    } while (got == -EINTR);
-    return got < 0 ? 0 : static_cast<size_t>(got);
-  }
-
- private:
-  const long fd_;
-};
 
 // The lines of a file, one after another, NUL-terminated, in the one buffer.
 class Lines {

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "allocator/base/file.h"
 #include "allocator/base/syscall.h"
 
 namespace pcmalloc::release {
@@ -14,14 +15,11 @@ Sandbox FindSandbox() {
   constexpr size_t kKept = sizeof(kBefore);
   // In pieces: the background thread, which asks, would need a page more of stack for all of it.
   char text[1024];
-  const long fd =
-      RawSyscall(SYS_openat, AT_FDCWD, "/proc/thread-self/status", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return Sandbox::kClosed;
+  File file("/proc/thread-self/status");
   Sandbox found = Sandbox::kClosed;
   size_t size = 0;
-  long more;
-  while ((more = RawSyscall(SYS_read, fd, text + size, sizeof(text) - 1 - size)) > 0) {
-    size += static_cast<size_t>(more);
+  while (const size_t more = file.Read(text + size, sizeof(text) - 1 - size)) {
+    size += more;
     text[size] = '\0';
     found = Sandbox::kReadsFiles;
     const char* const line = strstr(text, kBefore);
@@ -35,7 +33,6 @@ Sandbox FindSandbox() {
       size = kKept;
     }
   }
-  RawSyscall(SYS_close, fd);
   return found;
 }
 

@@ -47,3 +47,24 @@ class Elf:
     def imports(self):
         return {line.split()[-1].split("@")[0]
                 for line in output("nm", "--dynamic", "--undefined-only", self.path).splitlines()}
+
+    def typed_functions(self):
+        """Names of the functions defined here whose return type the debug information tells."""
+        entries, entry = {}, {}
+        for line in output("readelf", "--debug-dump=info", self.path).splitlines():
+            if found := re.match(r" <\d+><([0-9a-f]+)>: Abbrev Number: \d+ \((DW_TAG_\w+)\)", line):
+                entry = entries[int(found[1], 16)] = {"tag": found[2]}
+            elif found := re.match(r"    <[0-9a-f]+>   DW_AT_(\w+)\s*: (.*?)\s*$", line):
+                entry[found[1]] = re.sub(r"^\((?:indirect|indexed)[^)]*\): ", "", found[2])
+        typed = set()
+        for function in entries.values():
+            if function["tag"] != "DW_TAG_subprogram" or "low_pc" not in function:
+                continue
+            # What was declared or inlined before is told there.
+            told = dict(function)
+            while origin := function.get("specification") or function.get("abstract_origin"):
+                function = entries[int(re.search(r"<0x([0-9a-f]+)", origin)[1], 16)]
+                told = {**function, **told}
+            if "type" in told:
+                typed.update({told.get("name"), told.get("linkage_name")} - {None})
+        return typed

@@ -12,6 +12,9 @@ LIBRARY = elf.Elf(sys.argv.pop(1))
 EXPORTS = sys.argv.pop(1)
 
 TLS_LIMIT = 128
+RETURN_NOTHING = {"cfree", "dallocx", "free", "free_aligned_sized", "free_sized", "malloc_stats",
+                  "pcmalloc_set_hard_limit", "pcmalloc_set_percpu_cache", "pcmalloc_set_soft_limit",
+                  "sdallocx"}
 
 
 def listed(path):
@@ -56,6 +59,11 @@ class SharedLibraryTest(unittest.TestCase):
 
     def test_no_run_path(self):
         self.assertFalse([tag for tag, _ in LIBRARY.dynamic() if tag in ("RPATH", "RUNPATH")])
+
+    def test_debuggers_know_the_types_of_the_c_interface(self):
+        # Else `print malloc(1)` calls malloc without the argument and throws the result away.
+        names = {name for name in LIBRARY.exports() if not name.startswith("_")} - RETURN_NOTHING
+        self.assertEqual(names - LIBRARY.typed_functions(), set())
 
     def test_demands_only_what_libc_has(self):
         # Everything else, say of libstdc++, may only be a weak reference: programs without it start.
