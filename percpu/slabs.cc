@@ -79,6 +79,11 @@ uint64_t Pack(Header header) {
 
 // Changed while a fork may leave a child in the middle: one store, after all others.
 void WriteHeader(Slab* slab, unsigned size_class, Header header) {
+  if (kSabotageTornHeader) {
+    __atomic_store_n(&slab->headers[size_class].end, header.end, __ATOMIC_RELEASE);
+    __atomic_store_n(&slab->headers[size_class].current, header.current, __ATOMIC_RELEASE);
+    return;
+  }
   __atomic_store_n(reinterpret_cast<uint64_t*>(&slab->headers[size_class]), Pack(header),
                    __ATOMIC_RELEASE);
 }
@@ -166,6 +171,12 @@ uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
 uint32_t OwnedPush(Slab* slab, unsigned size_class, void* const* in, uint32_t n) {
   Header header = slab->headers[size_class];
   uint32_t put = 0;
+  if (kSabotageEarlyHeader && header.current < header.end) {
+    const uint32_t room = header.end - header.current;
+    WriteHeader(slab, size_class, {header.current + (n < room ? n : room), header.end});
+    // Not after what follows: a release would allow for that.
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
   while (put < n && header.current < header.end) {
     *slab->slot(header.current++) = reinterpret_cast<uintptr_t>(in[put++]);
   }
