@@ -49,8 +49,13 @@ void SetSlab(int index, Slab* slab) {
   __atomic_store_n(&StateOf(index).slab, slab, __ATOMIC_RELEASE);
 }
 
+// The kernel fences nothing in a process with one thread, which therefore would keep a pointer that it
+// has cached itself. 0 is the number of a CPU, as the kernel would write one.
+void ForgetCachedSlab() { __atomic_store_n(&rseq::ThisArea()->cpu_id_start, 0, __ATOMIC_RELAXED); }
+
 bool Fence(int index) {
   if (kSabotageNoFence) return true;
+  if (mode == Mode::kCached) ForgetCachedSlab();
   return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index);
 }
 
