@@ -23,6 +23,9 @@ constexpr uint32_t kVictimsLookedAt = 16;
 constexpr uint16_t kPauseAfterNothing = 64;
 // A class gives up slots to one that misses so many times as often for each byte that it has.
 constexpr uint64_t kAdvantage = 4;
+// What a class can give up must be at least such a part of what the other is to have: small classes
+// would lose what they need, again and again, for a hundredth of one large block.
+constexpr uint64_t kSmallestPart = 64;
 constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
@@ -30,7 +33,8 @@ constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 int64_t Limit() {
   const uint64_t share = PageHeap::UsedBytes() / kHeapDivisor;
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
-  return static_cast<int64_t>(wanted < Budget() ? wanted : Budget());
+  const uint64_t most = BudgetAmong(percpu::PopulatedSlabs(), Budget());
+  return static_cast<int64_t>(wanted < most ? wanted : most);
 }
 
 // Changes a capacity and books what has really changed.
@@ -56,6 +60,7 @@ void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool e
   }
   const uint64_t misses = RecentMisses(index, for_class);
   const uint64_t wanted_bytes = uint64_t{wanted} * kClasses[for_class].size;
+  const uint64_t worthwhile = exceeded ? 0 : wanted_bytes / kSmallestPart;
   uint16_t in_vain = book.in_vain.load(std::memory_order_relaxed);
   for (uint32_t i = 0; i < kVictimsLookedAt && bytes > 0; ++i) {
     const unsigned c =
@@ -64,6 +69,7 @@ void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool e
     const uint32_t before = percpu::CapacityOf(index, c).now;
     if (c == for_class || before == 0) continue;
     const uint64_t its_bytes = uint64_t{before} * kClasses[c].size;
+    if (its_bytes / 2 < worthwhile) continue;
     if (!exceeded && RecentMisses(index, c) * kAdvantage * wanted_bytes > misses * its_bytes) {
       continue;
     }
@@ -96,7 +102,8 @@ void SetBudget(size_t bytes) {
 uint32_t GrowCapacity(int index, unsigned size_class) {
   const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
   if (capacity.now >= capacity.most) return capacity.now;
-  uint32_t wanted = capacity.now < kFirstCapacity ? kFirstCapacity : capacity.now * 2;
+  const uint32_t first = size_class < kNumClasses ? kFirstCapacity : 1;
+  uint32_t wanted = capacity.now < first ? first : capacity.now * 2;
   if (wanted > capacity.most) wanted = capacity.most;
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;

@@ -21,9 +21,17 @@ namespace pcmalloc::front {
 
 // Bytes of objects that one slab may hold: at most, unless SetBudget says otherwise; in a small heap
 // its share of it, at least so much.
-inline constexpr size_t kBudgetBytes = size_t{3} << 20;
+inline constexpr size_t kBudgetBytes = size_t{8} << 20;
 inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
 inline constexpr size_t kHeapDivisor = 4;
+
+// Of the upper limit, what one of so many slabs in use may have: more than two share what two would
+// have, down to three eighths each.
+constexpr size_t BudgetAmong(unsigned slabs, size_t budget) {
+  const size_t share = slabs <= 2 ? budget : budget / slabs * 2;
+  const size_t least = budget / 8 * 3;
+  return share < least ? least : share;
+}
 
 // The upper limit. A change takes effect as classes grow: nobody grows beyond it, and who misses
 // takes from the others; what is held already stays until it is drained. Async-signal-safe.

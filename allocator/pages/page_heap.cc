@@ -143,6 +143,62 @@ Span* FindCold(size_t need, Fill fill, size_t* alignment) {
   return GrowFor(need);
 }
 
+// Shorter blocks have their warm span mostly; and how much of a longer one should be warm.
+constexpr size_t kShortestInRun = (size_t{128} << 10) >> kPageShift;
+constexpr size_t kWarmDivisor = 8;
+
+// Warm spans that are too short by themselves, but not together with the free ones, cold mostly, beside
+// them. Such a block costs page faults for a part of it only, and what is idle becomes less instead
+// of what is used more. Returns the run's first span; the block begins in it, at *start.
+Span* FindRun(size_t pages, uintptr_t* start) {
+  if (pages < kShortestInRun) return nullptr;
+  int patience = FreeSpans::kPatience;
+  const int lowest_bin = FreeSpans::BinOf(pages / kWarmDivisor);
+  for (int bin = heap.warm.HighestBin(FreeSpans::BinOf(pages)); bin >= lowest_bin;
+       bin = heap.warm.HighestBin(bin - 1)) {
+    for (Span* warm = heap.warm.First(bin); warm != nullptr; warm = warm->next) {
+      if (patience-- == 0) return nullptr;
+      const Arena& arena = ArenaOf(warm);
+      size_t from = arena.PageOf(warm->start);
+      size_t to = arena.PageOf(warm->end());
+      Span* first = warm;
+      while (to - from < pages && to < arena.used_pages()) {
+        const Span* const right = arena.SpanAt(to);
+        if (right->state != SpanState::kFree) break;
+        to += right->pages;
+      }
+      while (to - from < pages && from > arena.first_page()) {
+        Span* const left = arena.SpanAt(from - 1);
+        if (left->state != SpanState::kFree) break;
+        from -= left->pages;
+        first = left;
+      }
+      if (to - from < pages) continue;
+      *start = first == warm ? warm->start : arena.AddressOf(to - pages);
+      return first;
+    }
+  }
+  return nullptr;
+}
+
+// Makes a span in use `pages` long with the free ones behind it. Returns how many pages that adds
+// without memory.
+size_t Append(Arena& arena, Span* span, size_t pages, Fill fill) {
+  size_t cold = 0;
+  while (span->pages < pages) {
+    Span* const next = arena.SpanAt(arena.PageOf(span->end()));
+    const size_t missing = pages - span->pages;
+    const size_t part = next->pages < missing ? next->pages : missing;
+    if (next->returned) cold += part;
+    span->zeroed = span->zeroed && next->zeroed;
+    CarveOut(arena, next, next->start, part, fill);
+    span->pages += static_cast<uint32_t>(part);
+    heap.store.Give(next);
+  }
+  arena.SetEnds(span);
+  return cold;
+}
+
 void SetSmall(Arena& arena, Span* span, unsigned size_class) {
   const size_t page = arena.PageOf(span->start);
   for (size_t i = 0; i < span->pages; ++i) arena.SetSpan(page + i, span);
@@ -165,6 +221,8 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   *missed = heap.returning_pages != 0;
   if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   Fill fill = alignment <= os::kHugePage ? pages::FillFor(pages, size_class) : Fill::kPages;
+  const bool plain = size_class == 0 && alignment == kPageSize && room == 0;
+  uintptr_t start = 0;  // 0: by the span's bounds
   Span* span = room == 0 ? nullptr : heap.warm.Find(need + room);
   if (span == nullptr) span = heap.warm.Find(need);
   if (span == nullptr && fill == Fill::kHuge) span = heap.fresh.Find(need);
@@ -174,6 +232,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
     }
     if (fill == Fill::kHuge && !pages::HugePageFits()) fill = Fill::kPages;
     if (room != 0 && fill == Fill::kPages) span = heap.cold.Find(need + room);
+    if (plain && fill == Fill::kPages) span = FindRun(pages, &start);
     if (span == nullptr) span = FindCold(need, fill, &alignment);
   }
   if (span == nullptr) span = LastResort(need);
@@ -181,13 +240,18 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   if (span == nullptr || !heap.store.Reserve(kSpansPerTake)) return PageResult::kNoMemory;
 
   Arena& arena = ArenaOf(span);
-  const bool grown = span->returned;
-  const uintptr_t start = size_class == 0 && alignment == kPageSize && room == 0
-                              ? pages::PlaceFor(arena, span, pages)
-                              : (span->start + alignment - 1) & ~(alignment - 1);
+  if (start == 0) {
+    start = plain && alignment == kPageSize ? pages::PlaceFor(arena, span, pages)
+                                            : (span->start + alignment - 1) & ~(alignment - 1);
+  }
   // Whoever asked for a block writes to it next.
-  if (size_class == 0 && !grown) __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
-  CarveOut(arena, span, start, pages, fill);
+  if (size_class == 0 && !span->returned) {
+    __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
+  }
+  const size_t here = (span->end() - start) >> kPageShift;
+  size_t cold = span->returned ? (here < pages ? here : pages) : 0;
+  CarveOut(arena, span, start, here < pages ? here : pages, fill);
+  if (here < pages) cold += Append(arena, span, pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
     SetSmall(arena, span, size_class);
@@ -199,9 +263,9 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   ++arena.spans_in_use;
   ++heap.spans_in_use;
   pages::NoteIdle();
-  if (grown) {
-    heap.grown += Bytes(pages);
-    bounds.idle.Taken(Bytes(pages), pages::UsedBytes());
+  if (cold != 0) {
+    heap.grown += Bytes(cold);
+    bounds.idle.Taken(Bytes(cold), pages::UsedBytes());
     pages::NoteGrowth();
   }
   if (size_class == 0) *excess = pages::GrowthExcess();
@@ -294,7 +358,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
     return PageResult::kOk;
   }
 
-  size_t missing = pages - old_pages;
+  const size_t missing = pages - old_pages;
   size_t free_pages = 0;
   size_t warm_pages = 0;
   size_t page = arena.PageOf(span->end());
@@ -312,16 +376,7 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (free_pages < missing && Extend(arena, missing - free_pages) == nullptr) {
     return PageResult::kNoMemory;
   }
-  const Fill fill = pages::FillFor(pages, 0);
-  while (missing > 0) {
-    Span* next = arena.SpanAt(arena.PageOf(span->end()));
-    const size_t part = next->pages < missing ? next->pages : missing;
-    CarveOut(arena, next, next->start, part, fill);
-    span->pages += static_cast<uint32_t>(part);
-    missing -= part;
-    heap.store.Give(next);
-  }
-  arena.SetEnds(span);
+  Append(arena, span, pages, pages::FillFor(pages, 0));
   pages::SetLargePages(heap.large_pages + (pages - old_pages));
   pages::NoteIdle();
   pages::NoteGrowth();

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 
+#include <array>
 #include <atomic>
 #include <fstream>
 #include <map>
@@ -150,6 +151,53 @@ TEST(PageHeapTest, WarmSpansComeBeforeColdOnesAndGrowth) {
   EXPECT_FALSE(separator[1]->zeroed);
   EXPECT_EQ(PageHeap::Stats().committed_bytes, committed);
   for (Span* s : separator) ASSERT_EQ(PageHeap::Give(s), PageResult::kOk);
+}
+
+// Warm memory that is too short and the cold beside it are one block's, on either side and on both.
+TEST(PageHeapTest, LargeBlocksTakeWarmAndColdNeighboursTogether) {
+  constexpr size_t kPart = 48;
+  struct Case {
+    std::array<bool, 3> warm;
+    size_t pages;
+    size_t first;  // page of the three parts that the block is to begin at
+  };
+  for (const Case& test :
+       {Case{{true, false, true}, 3 * kPart, 0}, Case{{true, false, false}, 2 * kPart - 8, 0},
+        Case{{false, true, false}, 2 * kPart - 8, kPart},
+        Case{{false, false, true}, 2 * kPart - 8, kPart + 8},
+        Case{{false, true, false}, 3 * kPart - 8, 8}}) {
+    PageHeap::Release(SIZE_MAX);
+    Span* part[3];
+    for (Span*& span : part) {
+      ASSERT_NE(span = TakeOrNull(kPart), nullptr);
+      memset(Begin(span), 1, span->bytes());
+    }
+    Span* const end = TakeOrNull(1);
+    const uintptr_t start = part[0]->start;
+    ASSERT_EQ(end->start, start + ((3 * kPart) << kPageShift));
+    for (int i = 0; i < 3; ++i) {
+      if (!test.warm[i]) {
+        ASSERT_EQ(PageHeap::Give(part[i]), PageResult::kOk);
+      }
+    }
+    PageHeap::Release(SIZE_MAX);
+    for (int i = 0; i < 3; ++i) {
+      if (test.warm[i]) {
+        ASSERT_EQ(PageHeap::Give(part[i]), PageResult::kOk);
+      }
+    }
+    const PageStats before = PageHeap::Stats();
+    Span* const block = TakeOrNull(test.pages);
+    ASSERT_NE(block, nullptr);
+    EXPECT_EQ(block->start, start + (test.first << kPageShift));
+    EXPECT_EQ(block->pages, test.pages);
+    EXPECT_FALSE(block->zeroed);
+    EXPECT_EQ(PageHeap::Stats().free_bytes, 0u);
+    EXPECT_EQ(PageHeap::Stats().committed_bytes, before.committed_bytes);
+    CheckPageHeap();
+    for (Span* span : {block, end}) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    CheckPageHeap();
+  }
 }
 
 TEST(PageHeapTest, ResizeInPlace) {

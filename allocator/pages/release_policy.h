@@ -59,15 +59,15 @@ struct ReleasePolicy {
 // heap that breathes may keep what it breathes with; whether it still does, age will tell.
 //
 //      used   peak  - - /\ - - - - /\ - - - - - - /\ - -
-//                      /  \ first  /  \ from now   /  \      idle + used may be what the peak was
+//                      /  \ first  /  \ from now   /  \      as much may be idle as the peak was
 //                     /    \______/    \_on_______/    \__
 //                           returned     kept
 class IdleBound {
  public:
   // What may be idle whatever is used, and the part of the used memory that may. Of a heap that has
-  // shown that it needs it as much may be idle as is used: where large blocks of many sizes come and
-  // go a free range seldom fits the next one, and with less idle memory would go and come back all
-  // the time.
+  // shown that it needs it as much may be idle as was used at its height of late: where large blocks of
+  // many sizes come and go a free range seldom fits the next one, and with less idle memory would go
+  // and come back all the time. (What is used swings there; a bound that swung along would do it, too.)
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
@@ -79,7 +79,7 @@ class IdleBound {
     const uint64_t least = Least(used);
     if (bytes_ <= least) return least;
     uint64_t most = used > most_ ? used : most_;
-    if (peak_ > used && peak_ - used > most) most = peak_ - used;
+    if (peak_ > most) most = peak_;
     return bytes_ > most ? most : bytes_;
   }
 

@@ -94,6 +94,18 @@ TEST(IdleBoundTest, WhatIsBreathedStays) {
   EXPECT_EQ(bound.For(10 * kMiB), IdleBound::kLeast);
 }
 
+// Where blocks are large what is used swings from one moment to the next: the bound must not.
+TEST(IdleBoundTest, IsUpToWhatWasUsedAtTheHeight) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  IdleBound bound;
+  for (int i = 0; i < 20; ++i) {
+    bound.Taken(30 * kMiB, 140 * kMiB);
+    bound.Returned(30 * kMiB, 100 * kMiB);
+  }
+  EXPECT_EQ(bound.For(100 * kMiB), 140 * kMiB);
+  EXPECT_EQ(bound.For(140 * kMiB), 140 * kMiB);
+}
+
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
   EXPECT_EQ(IdleAges::Share(0), IdleAges::kWhole);
   EXPECT_EQ(IdleAges::Share(IdleAges::kSteps), 0u);

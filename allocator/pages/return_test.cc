@@ -147,33 +147,45 @@ TEST(ReturnTest, GrowthIsMadeUpFor) {
 // Blocks of all lengths that are replaced leave holes, more than an eighth among few. They are needed
 // again, so after a while nothing goes.
 // Large blocks of all sizes that come and go: what is idle between two does not go and come back.
+// Page faults of so many replacements of random ones among `live` blocks, which are written to all over,
+// after a quarter as many that do not count. The blocks' lengths are from `least` pages to five octaves
+// above.
+long FaultsOfLargeBlocks(size_t live, size_t least, int replacements) {
+  std::mt19937 random(1);
+  std::vector<Span*> spans(live);
+  const auto replace = [&] {
+    Span*& span = spans[random() % live];
+    if (span != nullptr) {
+      ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    }
+    const size_t octave = least << random() % 5;
+    span = TakeOrNull(octave + random() % octave);
+    ASSERT_NE(span, nullptr);
+    for (uintptr_t at = span->start; at < span->end(); at += 4096) *reinterpret_cast<char*>(at) = 1;
+  };
+  const auto faults = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_minflt;
+  };
+  for (int i = 0; i < replacements / 4; ++i) replace();
+  const long before = faults();
+  for (int i = 0; i < replacements; ++i) replace();
+  return faults() - before;
+}
+
 TEST(ReturnTest, WhatLargeBlocksLeaveStaysForTheNext) {
   InChild([] {
     ParseConfig("decay:60s");
-    constexpr size_t kLive = 100;
-    std::mt19937 random(1);
-    std::vector<Span*> spans(kLive);
-    const auto replace = [&] {
-      Span*& span = spans[random() % kLive];
-      if (span != nullptr) {
-        ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
-      }
-      const size_t octave = size_t{4} << random() % 5;  // 32 KiB to 1 MiB
-      span = TakeOrNull(octave + random() % octave);
-      ASSERT_NE(span, nullptr);
-      for (uintptr_t at = span->start; at < span->end(); at += 4096)
-        *reinterpret_cast<char*>(at) = 1;
-    };
-    const auto faults = [] {
-      rusage usage;
-      getrusage(RUSAGE_SELF, &usage);
-      return usage.ru_minflt;
-    };
-    for (int i = 0; i < 5'000; ++i) replace();
-    const long before = faults();
-    for (int i = 0; i < 20'000; ++i) replace();
-    // Of some 1.4 million pages written to.
-    EXPECT_LT(faults() - before, 10'000);
+    // From 32 KiB to 1 MiB. Of some 1.4 million pages written to.
+    EXPECT_LT(FaultsOfLargeBlocks(100, 4, 20'000), 10'000);
+    CheckPageHeap();
+  });
+  InChild([] {
+    ParseConfig("decay:60s");
+    // From 256 KiB to 8 MiB. Of some 5.6 million.
+    EXPECT_LT(FaultsOfLargeBlocks(50, 32, 10'000), 30'000);
+    CheckPageHeap();
   });
 }
 

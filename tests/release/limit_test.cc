@@ -167,7 +167,7 @@ TEST(Limit, HolesDoNotCountAsGrowth) {
 PCM_SCENARIO(Setters) {
   EXPECT_EQ(Ask("pcmalloc_soft_limit"), SIZE_MAX);
   EXPECT_EQ(Ask("pcmalloc_hard_limit"), SIZE_MAX);
-  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 3 * kMiB);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 8 * kMiB);
   ASSERT_TRUE(Burst(100 * kMiB, 5000));
   const size_t before = Footprint();
   EXPECT_GE(before, 4 * kMiB);
@@ -178,7 +178,7 @@ PCM_SCENARIO(Setters) {
   EXPECT_LE(Footprint(), 5 * kMiB);
   EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 64u << 10);
   Tell("pcmalloc_set_soft_limit", SIZE_MAX);
-  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 3 * kMiB);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 8 * kMiB);
   Tell("pcmalloc_set_hard_limit", 8 * kMiB);
   EXPECT_FALSE(Burst(20 * kMiB, 1000));
   Tell("pcmalloc_set_hard_limit", SIZE_MAX);
