@@ -72,10 +72,27 @@ percpu::Geometry AtMost(uint32_t slots) {
   return geometry;
 }
 
+constexpr uint32_t kLine = 64;  // of the processor's cache, bytes
+
+// The fewest blocks of a class that fill whole cache lines.
+constexpr uint32_t BlocksOfLines(uint32_t size) {
+  const uint32_t alignment = size & -size;
+  return alignment < kLine ? kLine / alignment : 1;
+}
+
+// A refill of at least `wanted` blocks and of whole lines, if the slots hold it: where two CPUs take
+// from one span in turn, neither gets a part of the other's line.
+uint32_t WholeLines(unsigned size_class, uint32_t wanted, uint32_t slots) {
+  const uint32_t blocks = BlocksOfLines(kClasses[size_class].size);
+  const uint32_t whole = (wanted + blocks - 1) / blocks * blocks;
+  return whole <= slots + 1 && whole <= kMaxBatch ? whole : wanted;
+}
+
 // What a miss is answered with.
 struct Answer {
   uint32_t batch;  // objects to move
-  bool grown;      // there are more slots now
+  uint32_t slots;  // that there are now
+  uint32_t added;  // of them by this miss
 };
 
 Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
@@ -96,7 +113,8 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
       }
     }
   }
-  return {BatchFor(size_class, slots, demand.one_way), slots > capacity.now};
+  const uint32_t added = slots > capacity.now ? slots - capacity.now : 0;
+  return {BatchFor(size_class, slots, demand.one_way), slots, added};
 }
 
 // Of a stack of a large class that is full. 0 objects: it has no slots.
@@ -107,7 +125,8 @@ Answer AnswerLargeMiss(int index, unsigned size_class) {
   const uint32_t before = full.load(std::memory_order_relaxed);
   full.store(before + 1, std::memory_order_relaxed);
   const uint32_t now = before % kFullPerLargeGrowth == 0 ? GrowCapacity(index, size_class) : slots;
-  return {now == 0 ? 0 : BatchFor(size_class, now, /*one_way=*/false), now > slots};
+  return {now == 0 ? 0 : BatchFor(size_class, now, /*one_way=*/false), now,
+          now > slots ? now - slots : 0};
 }
 
 void* Emergency(unsigned size_class, Shortage shortage) {
@@ -137,6 +156,21 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
   const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
   Return(size_class, items + pushed, got - 1 - pushed);
   return items[got - 1];
+}
+
+// The class's first slots on this CPU have just got a block that may come from another CPU, with the
+// line that it lies in. What is allocated here next comes from lines of this CPU's own.
+ABSL_ATTRIBUTE_NOINLINE void TopUp(unsigned size_class, uint32_t slots) {
+  const uint32_t size = kClasses[size_class].size;
+  const uint32_t blocks = BlocksOfLines(size);
+  const uint32_t wanted = (slots - 1) / blocks * blocks;
+  if (size >= kLine || wanted == 0) return;
+  void* items[kFirstCapacity];
+  Shortage shortage;
+  const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
+  if (got == 0) return;
+  const uint32_t pushed = percpu::PushBatch(size_class, items, got);
+  Return(size_class, items + pushed, got - pushed);
 }
 
 // A block of a large class: one, and for the caller, since slots would not help.
@@ -177,7 +211,8 @@ void* Allocate(unsigned size_class) {
   // The miss may have been for a reason that is gone by now; in locked mode this is the usual way.
   if (percpu::PopBatch(size_class, &item, 1) == 1) return item;
   if (size_class >= kNumClasses) return TakeOneLarge(index, size_class);
-  return Refill(index, size_class, AnswerMiss(index, size_class, Miss::kEmpty).batch);
+  const Answer answer = AnswerMiss(index, size_class, Miss::kEmpty);
+  return Refill(index, size_class, WholeLines(size_class, answer.batch, answer.slots));
 }
 
 void Deallocate(unsigned size_class, void* p) {
@@ -191,7 +226,11 @@ void Deallocate(unsigned size_class, void* p) {
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const Answer answer = size_class >= kNumClasses ? AnswerLargeMiss(index, size_class)
                                                   : AnswerMiss(index, size_class, Miss::kFull);
-  if (answer.grown && percpu::PushBatch(size_class, &p, 1) == 1) return;
+  if (answer.added != 0 && percpu::PushBatch(size_class, &p, 1) == 1) {
+    if (answer.added == answer.slots && answer.slots == kFirstCapacity)
+      TopUp(size_class, answer.slots);
+    return;
+  }
   if (answer.batch == 0) {
     Count(OfCpu(index).counters.flushes_of_one);
     Return(size_class, &p, 1);

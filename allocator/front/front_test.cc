@@ -199,7 +199,7 @@ TEST_F(Front, RareMissesGrowNothing) {
 // Half of the slots at a miss, all of them once a class has missed three times the same way.
 TEST_F(Front, OneWayMovesAllThereIsRoomFor) {
   const testing::Pinned pinned;
-  constexpr unsigned kClass = 9;
+  constexpr unsigned kClass = 12;  // of whole cache lines
   Deallocate(kClass, Allocate(kClass));
   const int index = percpu::CurrentIndex();
   ShrinkIndex(index);
