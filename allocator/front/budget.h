@@ -3,8 +3,8 @@
 // Purpose: how many bytes of objects a CPU's slab may hold in all, and which class gets how much of
 //   it.
 //
-//      capacity of a class: 0 -> 8 slots -> doubled, when demand.h says so -> what the geometry
-//      allows, as long as the CPU's budget lasts; then taken, half at a time, from classes whose bytes
+//      capacity of a class: 0 -> 8 slots (1 of a large class) -> doubled, when demand.h says so ->
+//      what the geometry allows, as long as the CPU's budget lasts; then taken, half at a time, from classes whose bytes
 //      avoid fewer misses: of the recent ones each class has a share, and per byte of what it may hold
 //      the giver's is a quarter of the taker's at most.
 //
@@ -33,8 +33,9 @@ constexpr size_t BudgetAmong(unsigned slabs, size_t budget) {
   return share < least ? least : share;
 }
 
-// The upper limit. A change takes effect as classes grow: nobody grows beyond it, and who misses
-// takes from the others; what is held already stays until it is drained. Async-signal-safe.
+// The upper limit, before it is shared. A change takes effect as classes grow: nobody grows beyond
+// it, but by single slots and small classes by an eighth of it in all, and who misses takes from the
+// others; what is held already stays until it is drained. Async-signal-safe.
 size_t Budget();
 void SetBudget(size_t bytes);
 

@@ -8,8 +8,8 @@
 //                       --> central::Take a batch: one for the caller, the rest into the slab
 //      Deallocate (full)--> grow, else take a batch out of the slab and central::Give it
 //
-// Invariants: the sum over classes of capacity * size stays within the CPU's budget, give or take
-//   what is in flight; async-signal-safe: where a lock is held by this very thread, a block comes
+// Invariants: the sum over classes of capacity * size stays within the CPU's budget, an
+//   eighth for small classes and single slots besides, give or take what is in flight; async-signal-safe: where a lock is held by this very thread, a block comes
 //   from emergency memory and a freed one waits on the deferred list.
 // Cost: a batch's worth of work, once a batch.
 #ifndef PCMALLOC_ALLOCATOR_FRONT_FRONT_H_

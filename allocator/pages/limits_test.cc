@@ -182,6 +182,32 @@ TEST(LimitsTest, RefusedCommitmentUsesWhatIsThere) {
   });
 }
 
+// To make room under the limit what is idle goes back, also what lies behind the block that is to grow:
+// its pages need memory again, and more than the limit allows.
+TEST(LimitsTest, GrowthInPlaceKeepsTheHardLimit) {
+  InChild([] {
+    constexpr uint64_t kPart = uint64_t{8} << 20;
+    Span* const block = TakeOrNull(64);
+    Span* const behind = TakeOrNull(kPart >> kPageShift);
+    ASSERT_TRUE(block != nullptr && behind != nullptr);
+    ASSERT_EQ(behind->start, block->end());
+    memset(Begin(behind), 1, behind->bytes());
+    PageHeap::SetIdleLimit(SIZE_MAX);
+    ASSERT_EQ(PageHeap::Give(behind), PageResult::kOk);
+    ASSERT_GE(PageHeap::Stats().free_bytes, kPart);
+    const size_t wanted = 64 + ((kPart + kPart / 8) >> kPageShift);
+    const uint64_t limit = PageHeap::Footprint() - kPart / 2;
+    PageHeap::SetLimits(UINT64_MAX, limit);
+    EXPECT_EQ(PageHeap::Resize(block, wanted), PageResult::kNoMemory);
+    EXPECT_LE(PageHeap::Footprint(), limit);
+    CheckPageHeap();
+    PageHeap::SetLimits(UINT64_MAX, limit + kPart);
+    EXPECT_EQ(PageHeap::Resize(block, wanted), PageResult::kOk);
+    EXPECT_LE(PageHeap::Footprint(), limit + kPart);
+    CheckPageHeap();
+  });
+}
+
 TEST(LimitsTest, LockedMemoryStaysAndCostsNoEndlessCalls) {
   InChild([] {
     std::vector<Span*> spans;

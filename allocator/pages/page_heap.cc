@@ -338,6 +338,30 @@ PageResult PageHeap::Give(Span* span) {
 
 namespace {
 
+// The free pages behind a span, `missing` of them at most.
+struct FreeBehind {
+  size_t pages = 0;
+  size_t warm = 0;       // of them
+  bool blocked = false;  // then come pages in use
+};
+
+FreeBehind LookBehind(const Arena& arena, const Span* span, size_t missing) {
+  FreeBehind behind;
+  size_t page = arena.PageOf(span->end());
+  while (behind.pages < missing && page < arena.used_pages()) {
+    const Span* const next = arena.SpanAt(page);
+    if (next->state != SpanState::kFree) {
+      behind.blocked = true;
+      break;
+    }
+    const size_t part = next->pages < missing - behind.pages ? next->pages : missing - behind.pages;
+    if (!next->returned) behind.warm += part;
+    behind.pages += part;
+    page += next->pages;
+  }
+  return behind;
+}
+
 PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (pages == 0 || pages > kMaxPages) return PageResult::kNoMemory;
   LockHolder held(heap.lock);
@@ -359,21 +383,19 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   }
 
   const size_t missing = pages - old_pages;
-  size_t free_pages = 0;
-  size_t warm_pages = 0;
-  size_t page = arena.PageOf(span->end());
-  while (free_pages < missing && page < arena.used_pages()) {
-    const Span* next = arena.SpanAt(page);
-    if (next->state != SpanState::kFree) return PageResult::kNoMemory;
-    if (!next->returned) warm_pages += next->pages;
-    free_pages += next->pages;
-    page += next->pages;
+  FreeBehind behind = LookBehind(arena, span, missing);
+  if (behind.blocked) return PageResult::kNoMemory;
+  if (behind.warm < missing) {
+    // What goes to the system for it may be what was warm here, and then has to be asked for, too.
+    size_t warm;
+    do {
+      warm = behind.warm;
+      if (!pages::MayGrow(missing - warm)) return PageResult::kNoMemory;
+      behind = LookBehind(arena, span, missing);
+    } while (behind.warm < warm);
+    if (!heap.store.Reserve(kSpansPerTake + 1)) return PageResult::kNoMemory;
   }
-  if (warm_pages < missing &&
-      (!pages::MayGrow(missing - warm_pages) || !heap.store.Reserve(kSpansPerTake + 1))) {
-    return PageResult::kNoMemory;
-  }
-  if (free_pages < missing && Extend(arena, missing - free_pages) == nullptr) {
+  if (behind.pages < missing && Extend(arena, missing - behind.pages) == nullptr) {
     return PageResult::kNoMemory;
   }
   Append(arena, span, pages, pages::FillFor(pages, 0));

@@ -63,7 +63,8 @@ void pcmalloc_set_hard_limit(size_t bytes);
 size_t pcmalloc_footprint(void);
 
 /* How many bytes of free blocks one CPU's cache may hold: the limit in force, which is smaller than
- * the one that was set where a limit on memory or pressure demands it. */
+ * the one that was set where a limit on memory or pressure demands it. More than two CPUs in use share
+ * what two may, down to 3/8 of it each. */
 size_t pcmalloc_percpu_cache(void);
 void pcmalloc_set_percpu_cache(size_t bytes);
 
