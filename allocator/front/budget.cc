@@ -110,13 +110,16 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const int64_t size = kClasses[size_class].size;
   const int64_t cost = (int64_t{wanted} - capacity.now) * size;
   const std::atomic<int64_t>& used = OfCpu(index).books.used;
-  const int64_t limit = Limit();
+  int64_t limit = Limit();
   const int64_t before = used.load(std::memory_order_relaxed);
+  // By a little it may be above that, short of what counts as exceeded: because of single slots; and
+  // the one that a program needs which takes and gives a large block in turn may be as much as all of a
+  // small heap's budget, of which small classes have a part already.
+  const bool exceeded = before > limit + limit / 4;
+  if (size_class >= kNumClasses && capacity.now == 0) limit += limit / 4;
   // A few small blocks' worth is had without a search: that would cost more than they do.
   const bool little = cost <= limit / kLittle && before + cost <= limit + limit / 8;
   if (before + cost > limit && !little) {
-    // By a little it may be, because of that and of single slots.
-    const bool exceeded = before > limit + limit / 4;
     Steal(index, size_class, wanted, before + cost - limit, exceeded);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);

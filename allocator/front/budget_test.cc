@@ -93,6 +93,29 @@ TEST(Budget, SmallClassesGrowByALittleMore) {
   SetBudget(kBudgetBytes);
 }
 
+// A program that takes and gives a large block in turn hits its slot, although small classes have a part
+// of what a small heap may cache, and keep it.
+TEST(Budget, OneLargeBlockHasItsSlot) {
+  const testing::Pinned pinned;
+  void* const p = Allocate(1);
+  ASSERT_NE(p, nullptr);
+  Deallocate(1, p);
+  const int index = percpu::CurrentIndex();
+  ShrinkIndex(index);
+  SetBudget(kMiB);
+  constexpr unsigned kSmall = 48;
+  for (unsigned c = 1; c <= kSmall; ++c) GrowCapacity(index, c);
+  const uint64_t small = BudgetUsed(index);
+  ASSERT_GT(small, kMiB / 8);
+  const unsigned large = kNumCachedClasses - 1;
+  ASSERT_EQ(ClassSize(large), kMiB);
+  EXPECT_EQ(GrowCapacity(index, large), 1u);
+  EXPECT_EQ(GrowCapacity(index, large), 1u);
+  EXPECT_EQ(BudgetUsed(index), small + kMiB);
+  ShrinkIndex(index);
+  SetBudget(kBudgetBytes);
+}
+
 }  // namespace
 }  // namespace pcmalloc::front
 
