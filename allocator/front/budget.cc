@@ -116,7 +116,7 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   // the one that a program needs which takes and gives a large block in turn may be as much as all of a
   // small heap's budget, of which small classes have a part already.
   const bool exceeded = before > limit + limit / 4;
-  if (size_class >= kNumClasses && capacity.now == 0) limit += limit / 4;
+  if (size_class >= kNumClasses && limit < size + limit / 4) limit = size + limit / 4;
   // A few small blocks' worth is had without a search: that would cost more than they do.
   const bool little = cost <= limit / kLittle && before + cost <= limit + limit / 8;
   if (before + cost > limit && !little) {
