@@ -44,7 +44,9 @@ TEST(Watchdog, SaysWhereEachThreadAndChildIs) {
   }
   EXPECT_EQ(processes, 3u) << "the line of the watchdog, and one for each process";
   // A place in a file, unless only root may know.
-  if (geteuid() == 0) EXPECT_NE(text.find("libc.so.6+0x"), std::string::npos);
+  if (geteuid() == 0) {
+    EXPECT_NE(text.find("libc.so.6+0x"), std::string::npos);
+  }
   // Where gdb is there and may attach.
   if (text.find("Thread 1") != std::string::npos) {
     EXPECT_NE(text.find("WaitForWhatNeverComes"), std::string::npos);
