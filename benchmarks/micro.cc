@@ -216,6 +216,7 @@ void RegisterRows() {
   // caches like to hold.
   Register("churn/1000x32K", Churn, 1000u, size_t{32} << 10);
   Register("churn/300x1M", Churn, 300u, size_t{1} << 20);
+  Register("churn/200x8M", Churn, 200u, size_t{8} << 20);
 }
 
 }  // namespace

@@ -39,6 +39,18 @@ inline constexpr bool kSabotageLegacyUnproved = true;
 inline constexpr bool kSabotageLegacyUnproved = false;
 #endif
 
+#ifdef PCMALLOC_SABOTAGE_EARLY_HEADER  // an owner's header counts items that are not there yet
+inline constexpr bool kSabotageEarlyHeader = true;
+#else
+inline constexpr bool kSabotageEarlyHeader = false;
+#endif
+
+#ifdef PCMALLOC_SABOTAGE_TORN_HEADER  // an owner writes a header by two stores
+inline constexpr bool kSabotageTornHeader = true;
+#else
+inline constexpr bool kSabotageTornHeader = false;
+#endif
+
 // PCMALLOC_SABOTAGE_STALE_INDEX and PCMALLOC_SABOTAGE_TWO_COMMITS change instructions; they are
 // asked for in ops_x86_64.h, the latter in ops_aarch64.h too.
 

@@ -49,8 +49,13 @@ void SetSlab(int index, Slab* slab) {
   __atomic_store_n(&StateOf(index).slab, slab, __ATOMIC_RELEASE);
 }
 
+// The kernel fences nothing in a process with one thread, which therefore would keep a pointer that it
+// has cached itself. 0 is the number of a CPU, as the kernel would write one.
+void ForgetCachedSlab() { __atomic_store_n(&rseq::ThisArea()->cpu_id_start, 0, __ATOMIC_RELAXED); }
+
 bool Fence(int index) {
   if (kSabotageNoFence) return true;
+  if (mode == Mode::kCached) ForgetCachedSlab();
   return mode == Mode::kMmCid ? rseq::FenceAll() : rseq::FenceCpu(index);
 }
 
@@ -79,6 +84,11 @@ uint64_t Pack(Header header) {
 
 // Changed while a fork may leave a child in the middle: one store, after all others.
 void WriteHeader(Slab* slab, unsigned size_class, Header header) {
+  if (kSabotageTornHeader) {
+    __atomic_store_n(&slab->headers[size_class].end, header.end, __ATOMIC_RELEASE);
+    __atomic_store_n(&slab->headers[size_class].current, header.current, __ATOMIC_RELEASE);
+    return;
+  }
   __atomic_store_n(reinterpret_cast<uint64_t*>(&slab->headers[size_class]), Pack(header),
                    __ATOMIC_RELEASE);
 }
@@ -166,6 +176,12 @@ uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
 uint32_t OwnedPush(Slab* slab, unsigned size_class, void* const* in, uint32_t n) {
   Header header = slab->headers[size_class];
   uint32_t put = 0;
+  if (kSabotageEarlyHeader && header.current < header.end) {
+    const uint32_t room = header.end - header.current;
+    WriteHeader(slab, size_class, {header.current + (n < room ? n : room), header.end});
+    // Not after what follows: a release would allow for that.
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
   while (put < n && header.current < header.end) {
     *slab->slot(header.current++) = reinterpret_cast<uintptr_t>(in[put++]);
   }

@@ -123,6 +123,7 @@ class Crowd {
 
   long moved() const { return moved_; }
   long disturbed() const { return disturbed_; }
+  long singles() const { return singles_; }
 
  private:
   void Work(int id) {
@@ -137,9 +138,18 @@ class Crowd {
       }
       const uint32_t n = 1 + random() % 6;
       if (random() % 2 == 0) {
+        void* const item = n == 1 ? PopOne(kClass) : nullptr;
+        if (item != nullptr) {
+          ++singles_;
+          held.push_back(item);
+          continue;
+        }
         const std::vector<void*> popped = PopSome(kClass, n);
         moved_ += static_cast<long>(popped.size());
         held.insert(held.end(), popped.begin(), popped.end());
+      } else if (n == 1 && !held.empty() && PushOne(kClass, held.back())) {
+        ++singles_;
+        held.pop_back();
       } else {
         std::vector<void*> pushed;
         for (uint32_t i = 0; i < n && !held.empty(); ++i) {
@@ -206,6 +216,7 @@ class Crowd {
   std::atomic<bool> stop_{false};
   std::atomic<long> moved_{0};
   std::atomic<long> disturbed_{0};
+  std::atomic<long> singles_{0};  // by the sections for one item
   std::vector<void*> held_[kWorkers];
 };
 
@@ -216,9 +227,11 @@ TEST_F(Slabs, NothingIsLostOrDoubledInACrowd) {
   Crowd crowd;
   crowd.Run(2000);
   crowd.CheckItems();
-  printf("PCM crowd_moved=%ld\nPCM crowd_disturbed=%ld\n", crowd.moved(), crowd.disturbed());
+  printf("PCM crowd_moved=%ld\nPCM crowd_disturbed=%ld\nPCM crowd_singles=%ld\n", crowd.moved(),
+         crowd.disturbed(), crowd.singles());
   EXPECT_GT(crowd.moved(), Crowd::kMoved);
   EXPECT_GT(crowd.disturbed(), Crowd::kDisturbed);
+  EXPECT_EQ(crowd.singles() > 0, mode_under_test != Mode::kLocked);
   EXPECT_EQ(memcmp(&closed_before, ClosedSlab(), sizeof(Slab)), 0);
 }
 

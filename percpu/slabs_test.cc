@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The life of slabs in one mode, which is final for a process: --mode=cpu, cid or locked.
+// The life of slabs in one mode, which is final for a process: --mode=cpu, cid, legacy or locked.
 #include "percpu/slabs.h"
 
 #include <sched.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -20,6 +18,7 @@
 #include "percpu/slabs_test.h"
 #include "rseq/rseq.h"
 #include "rseq/sections.h"
+#include "tests/support/mode.h"
 
 namespace pcmalloc::percpu {
 namespace {
@@ -123,25 +122,89 @@ TEST_F(Slabs, AClassWithoutSlotsMisses) {
   EXPECT_TRUE(PopSome(0, 1).empty());
 }
 
-template <Index kIndex>
-void CheckSingles() {
-  for (uintptr_t i = 0; i < 10; ++i) ASSERT_TRUE(Push<kIndex>(kClass, Token(i)));
-  EXPECT_FALSE(Push<kIndex>(kClass, Token(10)));
-  for (uintptr_t i = 10; i-- > 0;) ASSERT_EQ(Pop<kIndex>(kClass), Token(i));
-  EXPECT_EQ(Pop<kIndex>(kClass), nullptr);
+// Every preemption takes a cached pointer away, so an attempt may miss without a reason of its own.
+constexpr int kAttempts = 100;
+
+bool PushOneSoon(void* item) {
+  for (int i = 0; i < kAttempts; ++i) {
+    if (mode_under_test == Mode::kCached) CacheSlab();
+    if (PushOne(kClass, item)) return true;
+  }
+  return false;
+}
+
+void* PopOneSoon() {
+  for (int i = 0; i < kAttempts; ++i) {
+    if (mode_under_test == Mode::kCached) CacheSlab();
+    if (void* item = PopOne(kClass)) return item;
+  }
+  return nullptr;
 }
 
 TEST_F(Slabs, Singles) {
-  switch (mode_under_test) {
-    case Mode::kCpuId:
-      return CheckSingles<Index::kCpuId>();
-    case Mode::kMmCid:
-      return CheckSingles<Index::kMmCid>();
-    default:
-      // The table stays closed for good: the inline sections miss.
-      EXPECT_FALSE(Push<Index::kCpuId>(kClass, Token(0)));
-      EXPECT_EQ(Pop<Index::kCpuId>(kClass), nullptr);
-      EXPECT_EQ(OpenSlab(index_), ClosedSlab());
+  if (mode_under_test == Mode::kLocked) {
+    // The table stays closed for good: the inline sections miss.
+    EXPECT_FALSE(Push<Index::kCpuId>(kClass, Token(0)));
+    EXPECT_EQ(Pop<Index::kCpuId>(kClass), nullptr);
+    EXPECT_EQ(OpenSlab(index_), ClosedSlab());
+    return;
+  }
+  for (uintptr_t i = 0; i < 10; ++i) ASSERT_TRUE(PushOneSoon(Token(i)));
+  EXPECT_FALSE(PushOneSoon(Token(10)));
+  for (uintptr_t i = 10; i-- > 0;) ASSERT_EQ(PopOneSoon(), Token(i));
+  EXPECT_EQ(PopOneSoon(), nullptr);
+}
+
+// A thread has the pointer once it has missed and gone the slow way, until the kernel takes it away:
+// a stop does, from any CPU, and what goes the slow way meanwhile gets no other.
+TEST_F(Slabs, ACachedPointerEndsWithAStop) {
+  if (mode_under_test != Mode::kCached) GTEST_SKIP() << "there is none in this mode";
+  sched_yield();
+  // None yet or any more, or a preemption has come: one attempt of many will do.
+  bool cached = false;
+  for (int i = 0; i < kAttempts && !cached; ++i) {
+    ASSERT_EQ(PushAll(kClass, Tokens(0, 1)), 1u);
+    cached = PopOne(kClass) == Token(0);
+    if (!cached) {
+      ASSERT_EQ(PopSome(kClass, 2), Tokens(0, 1));
+    }
+  }
+  ASSERT_TRUE(cached) << "the slow way caches nothing";
+  for (const bool by_another : {false, true}) {
+    SCOPED_TRACE(by_another ? "another thread" : "this thread");
+    for (int round = 0; round < kAttempts; ++round) {
+      ASSERT_EQ(PushAll(kClass, Tokens(0, 3)), 3u);
+      std::atomic<int> stage{0};
+      Slab* slab = nullptr;
+      std::thread other;
+      if (by_another) {
+        other = std::thread([&] {
+          sched_setaffinity(0, sizeof(allowed_), &allowed_);
+          slab = Stop(index_);
+          stage = 1;
+          while (stage == 1) sched_yield();
+          if (slab != nullptr) Restart(index_);
+        });
+        while (stage == 0) sched_yield();
+      } else {
+        slab = Stop(index_);
+      }
+      const Header before = slab == nullptr ? Header() : slab->headers[kClass];
+      EXPECT_FALSE(PushOne(kClass, Token(3)));
+      EXPECT_EQ(PopOne(kClass), nullptr);
+      EXPECT_EQ(PushAll(kClass, Tokens(3, 1)), 0u);
+      EXPECT_FALSE(PushOne(kClass, Token(3)));
+      EXPECT_EQ(PopOne(kClass), nullptr);
+      const bool same = slab != nullptr && slab->headers[kClass].current == before.current;
+      if (by_another) {
+        stage = 2;
+        other.join();
+      } else if (slab != nullptr) {
+        Restart(index_);
+      }
+      ASSERT_TRUE(same && !HasFailure()) << "the slab was used while it was stopped";
+      ASSERT_EQ(PopSome(kClass, 5).size(), 3u);
+    }
   }
 }
 
@@ -277,24 +340,38 @@ TEST_F(Slabs, NumbersWithGaps) {
 // A thread whose registration is gone has a negative index and meets the closed slab.
 TEST_F(Slabs, AThreadWithoutRegistration) {
   if (mode_under_test == Mode::kLocked) GTEST_SKIP() << "needs none";
-  if (rseq::Discover().owner != rseq::Owner::kLibc) GTEST_SKIP() << rseq::Discover().reason;
   EXPECT_EQ(PushAll(kClass, Tokens(0, 5)), 5u);
-  std::thread([this] {
+  const auto misses = [this] {
+    EXPECT_EQ(CurrentIndex(), -1);
+    EXPECT_FALSE(PrepareThread());
+    EXPECT_TRUE(PopSome(kClass, 1).empty());
+    EXPECT_EQ(PushAll(kClass, Tokens(9, 1)), 0u);
+    EXPECT_EQ(SetCapacity(index_, kClass, 20), 0);
+    EXPECT_EQ(Pop<Index::kCpuId>(kClass), nullptr);
+    EXPECT_FALSE(Push<Index::kCpuId>(kClass, Token(9)));
+    EXPECT_EQ(Pop<Index::kMmCid>(kClass), nullptr);
+    EXPECT_FALSE(Push<Index::kMmCid>(kClass, Token(9)));
+    EXPECT_EQ(PopOne(kClass), nullptr);
+    EXPECT_FALSE(PushOne(kClass, Token(9)));
+  };
+  std::thread([&misses] {
     PinTo(AllowedCpus()[0]);
     rseq::Area* const area = rseq::ThisArea();
+    if (rseq::Discover().owner == rseq::Owner::kOwn) {
+      ASSERT_TRUE(PrepareThread());
+      ASSERT_TRUE(rseq::EnsureThreadRegistered());
+      rseq::UnregisterThread();
+      ASSERT_EQ(area->cpu_id, rseq::kFailed);
+      if (mode_under_test == Mode::kCached) {
+        EXPECT_FALSE(CacheSlab());
+      }
+      return misses();
+    }
     const uint32_t length = rseq::Discover().registered_length;
     ASSERT_EQ(syscall(SYS_rseq, area, length, 1, rseq::kSignature), 0);
     for (const uint32_t absent : {rseq::kUninitialized, rseq::kFailed}) {
       __atomic_store_n(&area->cpu_id, absent, __ATOMIC_RELAXED);
-      EXPECT_EQ(CurrentIndex(), -1);
-      EXPECT_FALSE(PrepareThread());
-      EXPECT_TRUE(PopSome(kClass, 1).empty());
-      EXPECT_EQ(PushAll(kClass, Tokens(9, 1)), 0u);
-      EXPECT_EQ(SetCapacity(index_, kClass, 20), 0);
-      EXPECT_EQ(Pop<Index::kCpuId>(kClass), nullptr);
-      EXPECT_FALSE(Push<Index::kCpuId>(kClass, Token(9)));
-      EXPECT_EQ(Pop<Index::kMmCid>(kClass), nullptr);
-      EXPECT_FALSE(Push<Index::kMmCid>(kClass, Token(9)));
+      misses();
     }
     EXPECT_EQ(syscall(SYS_rseq, area, length, 0, rseq::kSignature), 0);
     EXPECT_GE(CurrentIndex(), 0);
@@ -316,26 +393,6 @@ TEST_F(Slabs, TheClosedSlabIsReadOnly) {
 }  // namespace pcmalloc::percpu
 
 int main(int argc, char** argv) {
-  using pcmalloc::percpu::Mode;
-  ::testing::InitGoogleTest(&argc, argv);
-  const std::string mode = argc == 2 ? argv[1] : "";
-  auto& chosen = pcmalloc::percpu::mode_under_test;
-  if (mode == "--mode=cpu") chosen = Mode::kCpuId;
-  if (mode == "--mode=cid") chosen = Mode::kMmCid;
-  if (mode == "--mode=locked") chosen = Mode::kLocked;
-  if (chosen == Mode::kUnset) {
-    fprintf(stderr, "usage: %s --mode=cpu|cid|locked\n", argv[0]);
-    return 2;
-  }
-  const pcmalloc::rseq::Discovery& discovery = pcmalloc::rseq::Discover();
-  if (chosen != Mode::kLocked &&
-      (discovery.owner == pcmalloc::rseq::Owner::kNone || !discovery.fence_available)) {
-    printf("SKIPPED: no sections here: %s\n", discovery.reason);
-    return 0;
-  }
-  if (chosen == Mode::kMmCid && !discovery.mm_cid_maintained) {
-    printf("SKIPPED: this kernel keeps no mm_cid\n");
-    return 0;
-  }
+  pcmalloc::percpu::mode_under_test = pcmalloc::testing::InitForMode(&argc, argv);
   return RUN_ALL_TESTS();
 }

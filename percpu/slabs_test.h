@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "percpu/ops.h"
 #include "percpu/slabs.h"
 #include "tests/support/affinity.h"
 
@@ -52,6 +53,33 @@ inline std::vector<void*> PopSome(unsigned size_class, uint32_t n) {
 
 inline uint32_t PushAll(unsigned size_class, const std::vector<void*>& items) {
   return PushBatch(size_class, items.data(), static_cast<uint32_t>(items.size()));
+}
+
+// One item by the section that the mode has for that.
+inline void* PopOne(unsigned size_class) {
+  switch (mode_under_test) {
+    case Mode::kCpuId:
+      return Pop<Index::kCpuId>(size_class);
+    case Mode::kMmCid:
+      return Pop<Index::kMmCid>(size_class);
+    case Mode::kCached:
+      return PopCached(size_class);
+    default:
+      return nullptr;
+  }
+}
+
+inline bool PushOne(unsigned size_class, void* item) {
+  switch (mode_under_test) {
+    case Mode::kCpuId:
+      return Push<Index::kCpuId>(size_class, item);
+    case Mode::kMmCid:
+      return Push<Index::kMmCid>(size_class, item);
+    case Mode::kCached:
+      return PushCached(size_class, item);
+    default:
+      return false;
+  }
 }
 
 // What Drain and Resize handed out; one lock is enough.

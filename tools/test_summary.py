@@ -109,6 +109,20 @@ def targets_of(events):
     return targets
 
 
+def targets_from(path, bazel_status):
+    """The same from a file. One that cannot be read, or does not explain the status, is a failed target."""
+    try:
+        targets = targets_of(read_events(path))
+    except (OSError, ValueError) as error:
+        targets = {"bazel": Target("bazel", status="FAILED")}
+        targets["bazel"].fail(f"no events: {error}")
+    if bazel_status != 0 and not any(row.failed for row in targets.values()):
+        # Say, a BUILD file that does not load, or nothing to test.
+        row = targets.setdefault("bazel", Target("bazel", status="FAILED"))
+        row.fail(f"bazel ended with status {bazel_status}; its messages are above")
+    return targets
+
+
 def add_extra(targets, name, directory):
     """A check that is no Bazel target and left test.xml and test.log behind as one does."""
     row = targets.setdefault(name, Target(name))
@@ -155,17 +169,16 @@ def main(arguments, out):
     parser.add_argument("--bazel_status", type=int, default=0, help="exit status of bazel test")
     parser.add_argument("--extra", action="append", default=[], metavar="NAME:DIRECTORY",
                         help="further result: a directory with test.xml and test.log")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME:STATUS:EVENTS",
+                        help="another run; its targets have (NAME) behind them")
     flags = parser.parse_args(arguments)
 
-    try:
-        targets = targets_of(read_events(flags.events))
-    except (OSError, ValueError) as error:
-        targets = {}
-        targets.setdefault("bazel", Target("bazel", status="FAILED")).fail(f"no events: {error}")
-    if flags.bazel_status != 0 and not any(row.failed for row in targets.values()):
-        # Say, a BUILD file that does not load, or nothing to test.
-        row = targets.setdefault("bazel", Target("bazel", status="FAILED"))
-        row.fail(f"bazel ended with status {flags.bazel_status}; its messages are above")
+    targets = targets_from(flags.events, flags.bazel_status)
+    for also in flags.also:
+        name, status, events = also.split(":", 2)
+        for row in targets_from(events, int(status)).values():
+            row.name += f" ({name})"
+            targets[row.name] = row
     for extra in flags.extra:
         name, _, directory = extra.partition(":")
         add_extra(targets, name, pathlib.Path(directory))

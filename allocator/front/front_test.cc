@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The policy of the caches, above the real layers: --mode=cpu or locked, final for the process.
+// The policy of the caches, above the real layers: --mode=cpu, legacy or locked, final for the process.
 #include "allocator/front/front.h"
 
 #include <sched.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,7 +13,6 @@
 #include <atomic>
 #include <random>
 #include <set>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -30,9 +28,11 @@
 #include "allocator/pages/page_map.h"
 #include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
+#include "percpu/ops.h"
 #include "percpu/slabs.h"
 #include "rseq/rseq.h"
 #include "tests/support/affinity.h"
+#include "tests/support/mode.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -79,9 +79,30 @@ class Front : public ::testing::Test {
   uint64_t spans_before_ = 0;
 };
 
+std::atomic<uint64_t> by_cached_pointer{0};
+
 uint32_t GrowAfterMiss(int index, unsigned size_class) {
   CountMiss(index, size_class);
   return GrowCapacity(index, size_class);
+}
+
+// As the layer above: in the legacy mode a cached pointer first, which the slow way renews.
+void* Take(unsigned size_class) {
+  if (percpu::CurrentMode() == percpu::Mode::kCached) {
+    if (void* p = percpu::PopCached(size_class)) {
+      ++by_cached_pointer;
+      return p;
+    }
+  }
+  return Allocate(size_class);
+}
+
+void Give(unsigned size_class, void* p) {
+  if (percpu::CurrentMode() == percpu::Mode::kCached && percpu::PushCached(size_class, p)) {
+    ++by_cached_pointer;
+    return;
+  }
+  Deallocate(size_class, p);
 }
 
 // Takes a thousand blocks and gives them back, again and again.
@@ -405,18 +426,18 @@ TEST_F(Front, TheBooksAreRightAfterACrowd) {
       for (int step = 0; step < 20000; ++step) {
         if (held.size() < 200 && random() % 2 == 0) {
           const unsigned c = 1 + random() % (kNumClasses - 1);
-          void* p = Allocate(c);
+          void* p = Take(c);
           ASSERT_NE(p, nullptr);
           *static_cast<unsigned*>(p) = id;
           held.emplace_back(c, p);
         } else if (!held.empty()) {
           std::swap(held[random() % held.size()], held.back());
           ASSERT_EQ(*static_cast<unsigned*>(held.back().second), id) << "handed out twice";
-          Deallocate(held.back().first, held.back().second);
+          Give(held.back().first, held.back().second);
           held.pop_back();
         }
       }
-      for (const auto& [c, p] : held) Deallocate(c, p);
+      for (const auto& [c, p] : held) Give(c, p);
     });
   }
   std::thread disturber([&stop] {
@@ -435,6 +456,7 @@ TEST_F(Front, TheBooksAreRightAfterACrowd) {
   for (std::thread& thread : threads) thread.join();
   stop = true;
   disturber.join();
+  EXPECT_EQ(by_cached_pointer > 0, percpu::CurrentMode() == percpu::Mode::kCached);
 }
 
 // As in a signal handler that interrupted the layers below: frees wait, blocks come from emergency
@@ -571,21 +593,8 @@ TEST_F(Front, CpusOfADomainShareAShard) {
 }  // namespace pcmalloc::front
 
 int main(int argc, char** argv) {
-  using pcmalloc::percpu::Mode;
-  ::testing::InitGoogleTest(&argc, argv);
-  const std::string wanted = argc == 2 ? argv[1] : "";
-  if (wanted != "--mode=cpu" && wanted != "--mode=locked") {
-    fprintf(stderr, "usage: %s --mode=cpu|locked\n", argv[0]);
-    return 2;
-  }
-  const pcmalloc::rseq::Discovery& discovery = pcmalloc::rseq::Discover();
-  const Mode mode = wanted == "--mode=cpu" ? Mode::kCpuId : Mode::kLocked;
-  if (mode == Mode::kCpuId &&
-      (discovery.owner == pcmalloc::rseq::Owner::kNone || !discovery.fence_available)) {
-    printf("SKIPPED: no sections here: %s\n", discovery.reason);
-    return 0;
-  }
-  pcmalloc::percpu::InitTable(discovery.cpu_bound);
+  const pcmalloc::percpu::Mode mode = pcmalloc::testing::InitForMode(&argc, argv);
+  pcmalloc::percpu::InitTable(pcmalloc::rseq::Discover().cpu_bound);
   pcmalloc::percpu::Init(mode, pcmalloc::front::MakeGeometry());
   return RUN_ALL_TESTS();
 }

@@ -38,7 +38,7 @@ struct ReleasePolicy {
   static constexpr uint64_t kPass = uint64_t{3} << 19;
   static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t bound) {
     if (idle <= bound) return 0;
-    const uint64_t pass = bound / 8 > kPass ? bound / 8 : kPass;
+    const uint64_t pass = bound / 16 > kPass ? bound / 16 : kPass;
     return idle - bound + (pass < bound / 2 ? pass : bound / 2);
   }
 
@@ -59,15 +59,16 @@ struct ReleasePolicy {
 // heap that breathes may keep what it breathes with; whether it still does, age will tell.
 //
 //      used   peak  - - /\ - - - - /\ - - - - - - /\ - -
-//                      /  \ first  /  \ from now   /  \      as much may be idle as the peak was
+//                      /  \ first  /  \ from now   /  \      what went and came may be idle
 //                     /    \______/    \_on_______/    \__
 //                           returned     kept
 class IdleBound {
  public:
   // What may be idle whatever is used, and the part of the used memory that may. Of a heap that has
-  // shown that it needs it as much may be idle as was used at its height of late: where large blocks of
-  // many sizes come and go a free range seldom fits the next one, and with less idle memory would go
-  // and come back all the time. (What is used swings there; a bound that swung along would do it, too.)
+  // shown that it needs it half as much again may be idle as was used at its height of late: where large
+  // blocks of many sizes come and go a free range seldom fits the next one, and with less idle memory
+  // would go and come back all the time. (What is used swings there; a bound that swung along would do
+  // it, too.)
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
@@ -79,7 +80,7 @@ class IdleBound {
     const uint64_t least = Least(used);
     if (bytes_ <= least) return least;
     uint64_t most = used > most_ ? used : most_;
-    if (peak_ > most) most = peak_;
+    if (Room(peak_) > most) most = Room(peak_);
     return bytes_ > most ? most : bytes_;
   }
 
@@ -108,7 +109,8 @@ class IdleBound {
     }
     returned_ += bytes;
     if (returned_ / 2 > bytes_) bytes_ = 0;  // this is no breath, the heap shrinks
-    const uint64_t most = peak_ > most_ ? peak_ : most_;
+    // Not much more than For allows, so that what is not needed any more can be forgotten.
+    const uint64_t most = 2 * peak_ > most_ ? 2 * peak_ : most_;
     if (bytes_ > most) bytes_ = most;
   }
 
@@ -123,6 +125,8 @@ class IdleBound {
   constexpr uint64_t Least(uint64_t used) const {
     return used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
   }
+
+  static constexpr uint64_t Room(uint64_t peak) { return peak + peak / 2; }
 
   uint64_t least_;
   uint64_t most_;

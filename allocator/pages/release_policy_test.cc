@@ -15,7 +15,7 @@ TEST(ReleasePolicyTest, NothingGoesBelowTheBoundAndHalfOfItStaysOrMost) {
   constexpr uint64_t kMiB = uint64_t{1} << 20;
   EXPECT_EQ(ReleasePolicy::BytesToReturn(IdleBound::kLeast + 1, IdleBound::kLeast),
             1 + IdleBound::kLeast / 2);
-  EXPECT_EQ(ReleasePolicy::BytesToReturn(65 * kMiB, 64 * kMiB), 9 * kMiB);
+  EXPECT_EQ(ReleasePolicy::BytesToReturn(65 * kMiB, 64 * kMiB), 5 * kMiB);
 }
 
 TEST(ReleasePolicyTest, GrowthIsPaidOutOfWhatIsIdle) {
@@ -70,7 +70,7 @@ TEST(IdleBoundTest, IsInProportionToTheHeap) {
     bound.Returned(100, kUsed);
     bound.Taken(100, kUsed);
   }
-  EXPECT_EQ(bound.For(kUsed), kUsed);
+  EXPECT_EQ(bound.For(kUsed), kUsed + kUsed / 2);
   for (int i = 0; i < 100; ++i) bound.Age(0);
   EXPECT_EQ(bound.For(0), IdleBound::kMost);
 }
@@ -89,21 +89,21 @@ TEST(IdleBoundTest, WhatIsBreathedStays) {
   EXPECT_LE(bound.For(60 * kMiB), 140 * kMiB) << "more than what was used at once";
   // What is not breathed any more is forgotten.
   for (unsigned i = 0; i < 2 * IdleAges::kSteps; ++i) bound.Age(10 * kMiB);
-  EXPECT_EQ(bound.For(10 * kMiB), IdleBound::kMost);
+  EXPECT_LE(bound.For(10 * kMiB), IdleBound::kMost + 4 * kMiB);
   for (unsigned i = 0; i < 8 * IdleAges::kSteps; ++i) bound.Age(10 * kMiB);
   EXPECT_EQ(bound.For(10 * kMiB), IdleBound::kLeast);
 }
 
 // Where blocks are large what is used swings from one moment to the next: the bound must not.
-TEST(IdleBoundTest, IsUpToWhatWasUsedAtTheHeight) {
+TEST(IdleBoundTest, GoesByWhatWasUsedAtTheHeight) {
   constexpr uint64_t kMiB = uint64_t{1} << 20;
   IdleBound bound;
   for (int i = 0; i < 20; ++i) {
     bound.Taken(30 * kMiB, 140 * kMiB);
     bound.Returned(30 * kMiB, 100 * kMiB);
   }
-  EXPECT_EQ(bound.For(100 * kMiB), 140 * kMiB);
-  EXPECT_EQ(bound.For(140 * kMiB), 140 * kMiB);
+  EXPECT_EQ(bound.For(100 * kMiB), 210 * kMiB);
+  EXPECT_EQ(bound.For(140 * kMiB), 210 * kMiB);
 }
 
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {

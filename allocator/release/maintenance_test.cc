@@ -4,9 +4,11 @@
 // files are the test's own.
 #include "allocator/release/maintenance.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <vector>
 
+#include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
 #include "allocator/pages/page_heap.h"
@@ -132,6 +134,44 @@ TEST_F(MaintenanceTest, WhatIsUsedKeepsNobodyAwakeWhereMostIsFree) {
   EXPECT_LE(ReadMaintenanceStats().rounds, before.rounds + 3 * 10 + 1);
   EXPECT_GT(ReadMaintenanceStats().rounds, before.rounds + 15) << "there was no hurry";
   EXPECT_EQ(ReadMaintenanceStats().idle_drains, before.idle_drains);
+}
+
+// Where a period is as short as the hurry, or shorter, all looks come a period apart.
+TEST_F(MaintenanceTest, AHurryIsNoDelay) {
+  constexpr struct {
+    const char* config;
+    uint64_t period;
+    uint64_t soonest;
+  } kDecays[] = {{"decay:8s", 1000, 100},
+                 {"decay:1600ms", 200, 100},
+                 {"decay:800ms", 100, 100},
+                 {"decay:400ms", 50, 50},
+                 {"decay:80ms", 10, 10}};
+  Blocks blocks(20 * kMiB);
+  blocks.FreeAllBut(1);
+  void* kept[3];
+  for (const auto& decay : kDecays) {
+    SCOPED_TRACE(decay.config);
+    ParseConfig(decay.config);
+    ForgetMaintenance();
+    Maintain(now_ms);
+    uint64_t soonest = UINT64_MAX, latest = 0;
+    for (size_t turn = 0; turn < 9; ++turn) {
+      // Something is at work, so that there is something to wait for.
+      for (size_t i = 0; i < turn % 3 + 1; ++i) kept[i] = front::Allocate(kClass);
+      const uint64_t rounds = ReadMaintenanceStats().rounds, begin = now_ms;
+      while (ReadMaintenanceStats().rounds == rounds) {
+        ASSERT_LE(Maintain(++now_ms), decay.period);
+        ASSERT_LE(now_ms, begin + decay.period) << "the look comes later than it may";
+      }
+      for (size_t i = 0; i < turn % 3 + 1; ++i) front::Deallocate(kClass, kept[i]);
+      soonest = std::min(soonest, now_ms - begin);
+      latest = std::max(latest, now_ms - begin);
+    }
+    EXPECT_EQ(soonest, decay.soonest);
+    EXPECT_EQ(latest, decay.period);
+  }
+  ParseConfig("decay:8s");
 }
 
 // Without the thread: slow paths do it, whatever is at work; not so often where it brings little.

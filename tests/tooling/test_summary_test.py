@@ -91,6 +91,21 @@ class TestSummaryTest(unittest.TestCase):
         status, lines = self.summary("--bazel_status=1")
         self.assertEqual((status, lines[-1]), (1, "2 passed, 1 failed"))
 
+    def test_another_run_counts_under_its_own_name(self):
+        self.ran("//a:test", "PASSED", GOOD)
+        other = self.directory / "other:events"
+        self.summary()
+        shutil.copy(self.directory / "events", other)
+        self.events = []
+        self.built("//b:library")
+        self.ran("//a:test", "FAILED", CRASH)
+        status, lines = self.summary(f"--also=new:0:{other}")
+        self.assertEqual((status, lines[-1]), (1, "2 passed, 1 failed"))
+        self.assertEqual(lines[2].split()[:3], ["//a:test", "(new)", "2"])
+        self.assertEqual(self.summary(f"--also=new:1:{other}")[1][-1], "2 passed, 2 failed")
+        other.unlink()
+        self.assertEqual(self.summary(f"--also=new:0:{other}")[1][-1], "0 passed, 2 failed")
+
     def test_nothing_ran_is_a_failure(self):
         self.assertEqual(self.summary()[0], 1)
         out = io.StringIO()
