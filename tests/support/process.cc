@@ -16,6 +16,7 @@
 #include <map>
 
 #include "tests/support/allocator.h"
+#include "tests/support/hang.h"
 
 namespace pcmalloc::testing {
 namespace {
@@ -40,18 +41,20 @@ double Now() {
 AssertionResult Await(pid_t child, double deadline) {
   int status = 0;
   bool late = false;
+  std::string where;
   while (true) {
     pid_t got = waitpid(child, &status, WNOHANG);
     if (got == child) break;
     if (got < 0 && errno != EINTR) return AssertionFailure() << "waitpid: " << strerror(errno);
     if (Now() > deadline && !late) {
       late = true;
+      where = DescribeGroup(child);
       kill(child, SIGKILL);
     }
     usleep(500);
   }
   kill(-child, SIGKILL);  // whatever it left behind in its group
-  if (late) return AssertionFailure() << "process hung: killed by the watchdog";
+  if (late) return AssertionFailure() << "process hung: killed by the watchdog\n" << where;
   if (WIFSIGNALED(status)) {
     return AssertionFailure() << "process killed by signal " << WTERMSIG(status) << " ("
                               << strsignal(WTERMSIG(status)) << ")";
@@ -67,6 +70,7 @@ pid_t ForkGroup() {
   pid_t child = fork();
   if (child == 0) {
     setpgid(0, 0);
+    AllowDescription();
   } else if (child > 0) {
     setpgid(child, child);
   }

@@ -4,7 +4,7 @@
 // or
 //   this very executable started again to run one named scenario from its first instruction on.
 // Invariants: no child outlives the call (its process group is killed); failed expectations of the
-//   child become a failure of the parent.
+//   child become a failure of the parent; one that the watchdog ended says where it was (hang.h).
 // Cost: a fork (or fork and exec) each.
 #ifndef PCMALLOC_TESTS_SUPPORT_PROCESS_H_
 #define PCMALLOC_TESTS_SUPPORT_PROCESS_H_
