@@ -90,9 +90,9 @@ uint32_t WholeLines(unsigned size_class, uint32_t wanted, uint32_t slots) {
 
 // What a miss is answered with.
 struct Answer {
-  uint32_t batch;  // objects to move
-  uint32_t slots;  // that there are now
-  uint32_t added;  // of them by this miss
+  uint32_t batch;   // objects to move
+  uint32_t before;  // slots that there were
+  uint32_t slots;   // and are now
 };
 
 Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
@@ -113,8 +113,7 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
       }
     }
   }
-  const uint32_t added = slots > capacity.now ? slots - capacity.now : 0;
-  return {BatchFor(size_class, slots, demand.one_way), slots, added};
+  return {BatchFor(size_class, slots, demand.one_way), capacity.now, slots};
 }
 
 // Of a stack of a large class that is full. 0 objects: it has no slots.
@@ -125,8 +124,7 @@ Answer AnswerLargeMiss(int index, unsigned size_class) {
   const uint32_t before = full.load(std::memory_order_relaxed);
   full.store(before + 1, std::memory_order_relaxed);
   const uint32_t now = before % kFullPerLargeGrowth == 0 ? GrowCapacity(index, size_class) : slots;
-  return {now == 0 ? 0 : BatchFor(size_class, now, /*one_way=*/false), now,
-          now > slots ? now - slots : 0};
+  return {now == 0 ? 0 : BatchFor(size_class, now, /*one_way=*/false), slots, now};
 }
 
 void* Emergency(unsigned size_class, Shortage shortage) {
@@ -160,10 +158,10 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
 
 // The class's first slots on this CPU have just got a block that may come from another CPU, with the
 // line that it lies in. What is allocated here next comes from lines of this CPU's own.
-ABSL_ATTRIBUTE_NOINLINE void TopUp(unsigned size_class, uint32_t slots) {
+ABSL_ATTRIBUTE_NOINLINE void TopUp(unsigned size_class) {
   const uint32_t size = kClasses[size_class].size;
   const uint32_t blocks = BlocksOfLines(size);
-  const uint32_t wanted = (slots - 1) / blocks * blocks;
+  const uint32_t wanted = (kFirstCapacity - 1) / blocks * blocks;
   if (size >= kLine || wanted == 0) return;
   void* items[kFirstCapacity];
   Shortage shortage;
@@ -226,9 +224,8 @@ void Deallocate(unsigned size_class, void* p) {
   if (percpu::PushBatch(size_class, &p, 1) == 1) return;
   const Answer answer = size_class >= kNumClasses ? AnswerLargeMiss(index, size_class)
                                                   : AnswerMiss(index, size_class, Miss::kFull);
-  if (answer.added != 0 && percpu::PushBatch(size_class, &p, 1) == 1) {
-    if (answer.added == answer.slots && answer.slots == kFirstCapacity)
-      TopUp(size_class, answer.slots);
+  if (answer.slots > answer.before && percpu::PushBatch(size_class, &p, 1) == 1) {
+    if (answer.before == 0 && answer.slots == kFirstCapacity) TopUp(size_class);
     return;
   }
   if (answer.batch == 0) {

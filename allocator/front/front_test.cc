@@ -30,9 +30,7 @@
 #include "gtest/gtest.h"
 #include "percpu/ops.h"
 #include "percpu/slabs.h"
-#include "rseq/rseq.h"
 #include "tests/support/affinity.h"
-#include "tests/support/mode.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -591,10 +589,3 @@ TEST_F(Front, CpusOfADomainShareAShard) {
 
 }  // namespace
 }  // namespace pcmalloc::front
-
-int main(int argc, char** argv) {
-  const pcmalloc::percpu::Mode mode = pcmalloc::testing::InitForMode(&argc, argv);
-  pcmalloc::percpu::InitTable(pcmalloc::rseq::Discover().cpu_bound);
-  pcmalloc::percpu::Init(mode, pcmalloc::front::MakeGeometry());
-  return RUN_ALL_TESTS();
-}

@@ -11,9 +11,7 @@
 #include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
 #include "percpu/slabs.h"
-#include "rseq/rseq.h"
 #include "tests/support/affinity.h"
-#include "tests/support/mode.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -83,10 +81,3 @@ INSTANTIATE_TEST_SUITE_P(Sizes, Lines, ::testing::Values(16, 32, 48));
 
 }  // namespace
 }  // namespace pcmalloc::front
-
-int main(int argc, char** argv) {
-  const pcmalloc::percpu::Mode mode = pcmalloc::testing::InitForMode(&argc, argv);
-  pcmalloc::percpu::InitTable(pcmalloc::rseq::Discover().cpu_bound);
-  pcmalloc::percpu::Init(mode, pcmalloc::front::MakeGeometry());
-  return RUN_ALL_TESTS();
-}

@@ -143,6 +143,30 @@ Span* FindCold(size_t need, Fill fill, size_t* alignment) {
   return GrowFor(need);
 }
 
+// The free pages behind a span, `missing` of them at most.
+struct FreeBehind {
+  size_t pages = 0;
+  size_t warm = 0;       // of them
+  bool blocked = false;  // then come pages in use
+};
+
+FreeBehind LookBehind(const Arena& arena, const Span* span, size_t missing) {
+  FreeBehind behind;
+  size_t page = arena.PageOf(span->end());
+  while (behind.pages < missing && page < arena.used_pages()) {
+    const Span* const next = arena.SpanAt(page);
+    if (next->state != SpanState::kFree) {
+      behind.blocked = true;
+      break;
+    }
+    const size_t part = next->pages < missing - behind.pages ? next->pages : missing - behind.pages;
+    if (!next->returned) behind.warm += part;
+    behind.pages += part;
+    page += next->pages;
+  }
+  return behind;
+}
+
 // Shorter blocks have their warm span mostly; and how much of a longer one should be warm.
 constexpr size_t kShortestInRun = (size_t{128} << 10) >> kPageShift;
 constexpr size_t kWarmDivisor = 8;
@@ -160,13 +184,9 @@ Span* FindRun(size_t pages, uintptr_t* start) {
       if (patience-- == 0) return nullptr;
       const Arena& arena = ArenaOf(warm);
       size_t from = arena.PageOf(warm->start);
-      size_t to = arena.PageOf(warm->end());
+      const size_t missing = pages > warm->pages ? pages - warm->pages : 0;
+      const size_t to = from + warm->pages + LookBehind(arena, warm, missing).pages;
       Span* first = warm;
-      while (to - from < pages && to < arena.used_pages()) {
-        const Span* const right = arena.SpanAt(to);
-        if (right->state != SpanState::kFree) break;
-        to += right->pages;
-      }
       while (to - from < pages && from > arena.first_page()) {
         Span* const left = arena.SpanAt(from - 1);
         if (left->state != SpanState::kFree) break;
@@ -248,9 +268,10 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   if (size_class == 0 && !span->returned) {
     __builtin_prefetch(reinterpret_cast<void*>(start), /*rw=*/1);
   }
-  const size_t here = (span->end() - start) >> kPageShift;
-  size_t cold = span->returned ? (here < pages ? here : pages) : 0;
-  CarveOut(arena, span, start, here < pages ? here : pages, fill);
+  const size_t to_end = (span->end() - start) >> kPageShift;
+  const size_t here = to_end < pages ? to_end : pages;
+  size_t cold = span->returned ? here : 0;
+  CarveOut(arena, span, start, here, fill);
   if (here < pages) cold += Append(arena, span, pages, fill);
   span->size_class = static_cast<uint8_t>(size_class);
   if (size_class != 0) {
@@ -337,30 +358,6 @@ PageResult PageHeap::Give(Span* span) {
 }
 
 namespace {
-
-// The free pages behind a span, `missing` of them at most.
-struct FreeBehind {
-  size_t pages = 0;
-  size_t warm = 0;       // of them
-  bool blocked = false;  // then come pages in use
-};
-
-FreeBehind LookBehind(const Arena& arena, const Span* span, size_t missing) {
-  FreeBehind behind;
-  size_t page = arena.PageOf(span->end());
-  while (behind.pages < missing && page < arena.used_pages()) {
-    const Span* const next = arena.SpanAt(page);
-    if (next->state != SpanState::kFree) {
-      behind.blocked = true;
-      break;
-    }
-    const size_t part = next->pages < missing - behind.pages ? next->pages : missing - behind.pages;
-    if (!next->returned) behind.warm += part;
-    behind.pages += part;
-    page += next->pages;
-  }
-  return behind;
-}
 
 PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (pages == 0 || pages > kMaxPages) return PageResult::kNoMemory;

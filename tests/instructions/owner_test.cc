@@ -7,7 +7,6 @@
 #include "tests/instructions/owner.h"
 
 #include <errno.h>
-#include <link.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,7 +16,6 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,13 +30,15 @@
 #include "gtest/gtest.h"
 #include "rseq/rseq.h"
 #include "tests/instructions/cpu.h"
+#include "tests/instructions/waiting.h"
 
 namespace pcmalloc::owner {
 namespace {
 
 using percpu::Mode;
 
-constexpr int kPatience = 20;  // seconds
+using instructions::Die;
+using instructions::WaitFor;
 // No operation here has as many instructions; a loop that is disturbed at each step has no end.
 constexpr long kMostSteps = 100'000;
 constexpr size_t kAtATime = 64;  // items that a drain moves by one change
@@ -208,32 +208,6 @@ Course CourseOf(Kind kind) {
   return course;
 }
 
-// Nothing can be learned after that, and the owner dies with this process.
-[[noreturn]] void Die(const std::string& what) {
-  fprintf(stderr, "FAILED: %s (%s)\n", what.c_str(), strerror(errno));
-  exit(1);
-}
-
-void WaitFor(sem_t* semaphore, const char* what) {
-  timespec deadline;
-  clock_gettime(CLOCK_REALTIME, &deadline);
-  deadline.tv_sec += kPatience;
-  while (sem_timedwait(semaphore, &deadline) != 0) {
-    if (errno != EINTR) Die(what);
-  }
-}
-
-// For nm and objdump.
-uintptr_t InTheFile(uintptr_t address) {
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* out) {
-        *static_cast<uintptr_t*>(out) -= info->dlpi_addr;
-        return 1;  // the executable comes first
-      },
-      &address);
-  return address;
-}
-
 // The process, with its victim in front of the operation.
 class Owner {
  public:
@@ -288,7 +262,7 @@ class Owner {
   uintptr_t ProgramCounter() const {
     uintptr_t counter = 0;
     if (!instructions::GetProgramCounter(victim_, &counter)) Die("no program counter");
-    return InTheFile(counter);
+    return counter - instructions::LoadBias();  // for nm and objdump
   }
 
  private:

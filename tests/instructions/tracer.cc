@@ -2,7 +2,6 @@
 #include "tests/instructions/tracer.h"
 
 #include <errno.h>
-#include <link.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,47 +12,15 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "rseq/rseq.h"
 #include "tests/instructions/cpu.h"
+#include "tests/instructions/waiting.h"
 
 namespace pcmalloc::instructions {
-namespace {
-
-constexpr int kPatience = 20;  // seconds
-
-// Nothing can be learned after that, and the subject dies with this process.
-[[noreturn]] void Die(const std::string& what) {
-  fprintf(stderr, "FAILED: %s (%s)\n", what.c_str(), strerror(errno));
-  exit(1);
-}
-
-void WaitFor(sem_t* semaphore, const char* what) {
-  timespec deadline;
-  clock_gettime(CLOCK_REALTIME, &deadline);
-  deadline.tv_sec += kPatience;
-  while (sem_timedwait(semaphore, &deadline) != 0) {
-    if (errno != EINTR) Die(what);
-  }
-}
-
-uintptr_t LoadBias() {
-  uintptr_t bias = 0;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* out) {
-        *static_cast<uintptr_t*>(out) = info->dlpi_addr;
-        return 1;  // the executable comes first
-      },
-      &bias);
-  return bias;
-}
-
-}  // namespace
-
 Disassembly::Disassembly() {
   char executable[4096] = {};
   if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0) return;
