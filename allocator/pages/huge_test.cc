@@ -336,5 +336,21 @@ TEST(HugeTest, HardLimitHoldsWithThem) {
   });
 }
 
+// A hugepage that just fits leaves no room for the maps and Spans of the memory around it.
+TEST(HugeTest, HardLimitHoldsForTheirBooksToo) {
+  NEED_HUGE_PAGES();
+  for (size_t limit = 20 * kMiB; limit < 40 * kMiB; limit += 96 * 1024) {
+    InChild([limit] {
+      ParseConfig("thp:auto");
+      PageHeap::SetLimits(UINT64_MAX, limit);
+      Spans spans = Reserved();
+      while (Span* span = TakeOrNull(1, kPageSize, 3)) {
+        spans.push_back(span);
+        ASSERT_LE(PageHeap::Footprint(), limit) << "with " << spans.size() << " spans";
+      }
+    });
+  }
+}
+
 }  // namespace
 }  // namespace pcmalloc

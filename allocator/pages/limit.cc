@@ -24,15 +24,18 @@ uint64_t ResidentBytes() {
   return FootprintBytes() - heap.hole_bytes.load(std::memory_order_relaxed);
 }
 
+// What growth by so many pages may cost: besides them steps of both maps, and a chunk of Spans.
+uint64_t BytesWithBooks(size_t pages) {
+  constexpr uint64_t kBooks = uint64_t{256} << 10;
+  return Bytes(pages) + pages * (sizeof(Span*) + 1) + kBooks + heap.store.bytes() / 8;
+}
+
 }  // namespace
 
 bool MayGrow(size_t pages) {
   const uint64_t limit = bounds.limits.hard.load(std::memory_order_relaxed);
   if (__builtin_expect(limit == UINT64_MAX, 1)) return true;
-  // What growth may cost besides: steps of both maps, and a chunk of Spans.
-  constexpr uint64_t kBooks = uint64_t{256} << 10;
-  const uint64_t bytes =
-      Bytes(pages) + pages * (sizeof(Span*) + 1) + kBooks + heap.store.bytes() / 8;
+  const uint64_t bytes = BytesWithBooks(pages);
   if (bytes > limit) return false;
   if (FootprintBytes() <= limit - bytes) return true;
   ReturnUnderLock({UINT64_MAX, kPageSize, true});
@@ -41,7 +44,8 @@ bool MayGrow(size_t pages) {
 
 bool HugePageFits() {
   const uint64_t limit = bounds.limits.hard.load(std::memory_order_relaxed);
-  return limit == UINT64_MAX || FootprintBytes() + os::kHugePage <= limit;
+  return limit == UINT64_MAX ||
+         FootprintBytes() + BytesWithBooks(os::kHugePage >> kPageShift) <= limit;
 }
 
 void NoteGrowth() {

@@ -5,6 +5,7 @@
 #include <malloc.h>
 #include <string.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <thread>
@@ -105,13 +106,13 @@ PCM_SCENARIO(HardLimitInThreads) {
       }
     });
   }
-  bool within = true;
+  size_t most = 0;
   for (int i = 0; i < 100; ++i) {
-    within = within && Footprint() <= kHard;
+    most = std::max(most, Footprint());
     SleepMs(5);
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_TRUE(within);
+  EXPECT_LE(most, kHard);
   EXPECT_GT(refused, 0);
   EXPECT_TRUE(Burst(kHard / 2, 1000));
 }
