@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <random>
 #include <set>
 #include <thread>
@@ -103,13 +104,23 @@ void Give(unsigned size_class, void* p) {
   Deallocate(size_class, p);
 }
 
-// Takes a thousand blocks and gives them back, again and again.
-void SwingWidely(unsigned size_class, int times) {
-  std::vector<void*> blocks(1000);
-  for (int i = 0; i < times; ++i) {
-    for (void*& p : blocks) p = Allocate(size_class);
-    for (void* p : blocks) Deallocate(size_class, p);
+// For `step` until `done`. How soon misses are frequent is a matter of time, and a loaded machine may
+// take most of it from a test: what is to come gets ten seconds.
+template <typename Done, typename Step>
+bool Eventually(Done done, Step step) {
+  const auto start = std::chrono::steady_clock::now();
+  while (!done()) {
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(10)) return false;
+    step();
   }
+  return true;
+}
+
+// Takes a thousand blocks and gives them back.
+void SwingWidely(unsigned size_class) {
+  std::vector<void*> blocks(1000);
+  for (void*& p : blocks) p = Allocate(size_class);
+  for (void* p : blocks) Deallocate(size_class, p);
 }
 
 TEST_F(Front, BlocksOfEveryClass) {
@@ -158,19 +169,27 @@ TEST_F(Front, ACrampedSlabBecomesWide) {
   const uint32_t compact = percpu::CapacityOf(index, kClass).most;
   ASSERT_LT(compact, 64u);
   std::vector<void*> blocks;
-  for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kClass));
-  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, compact);
+  usleep(10000);  // whatever was frequent before is no more
+  const auto take = [&] {
+    for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kClass));
+  };
+  const auto most = [index] { return percpu::CapacityOf(index, kClass).most; };
+  take();
+  EXPECT_EQ(most(), compact);
   // One way only: what a batch needs is enough.
-  for (int i = 0; i < 50000; ++i) blocks.push_back(Allocate(kClass));
-  const uint32_t middle = percpu::CapacityOf(index, kClass).most;
+  EXPECT_TRUE(Eventually([&] { return most() != compact; }, take));
+  const uint32_t middle = most();
   EXPECT_GT(middle, compact);
+  for (int i = 0; i < 500; ++i) take();
+  EXPECT_EQ(most(), middle);
   EXPECT_LT(middle, MakeGeometry().capacity[kClass]);
   EXPECT_EQ(std::set<void*>(blocks.begin(), blocks.end()).size(), blocks.size());
   for (void* p : blocks) Deallocate(kClass, p);
-  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, middle);
-  SwingWidely(kClass, 500);
-  EXPECT_EQ(percpu::CapacityOf(index, kClass).most, MakeGeometry().capacity[kClass]);
-  EXPECT_GT(percpu::CapacityOf(index, kClass).now, middle);
+  EXPECT_EQ(most(), middle);
+  const auto swing = [] { SwingWidely(kClass); };
+  EXPECT_TRUE(Eventually([&] { return most() != middle; }, swing));
+  EXPECT_EQ(most(), MakeGeometry().capacity[kClass]);
+  EXPECT_TRUE(Eventually([&] { return percpu::CapacityOf(index, kClass).now > middle; }, swing));
 }
 
 // By the real clock: some misses every other millisecond give a class nothing beyond its first slots.
@@ -190,8 +209,8 @@ TEST_F(Front, RareMissesGrowNothing) {
   }
   EXPECT_GT(ReadStats().refills - before.refills, 300u);
   EXPECT_EQ(percpu::CapacityOf(index, kClass).now, kFirstCapacity);
-  SwingWidely(kClass, 500);
-  EXPECT_GT(percpu::CapacityOf(index, kClass).now, 100u);
+  EXPECT_TRUE(Eventually([index] { return percpu::CapacityOf(index, kClass).now > 100; },
+                         [] { SwingWidely(kClass); }));
 }
 
 // Half of the slots at a miss, all of them once a class has missed three times the same way.
