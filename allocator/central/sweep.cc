@@ -50,7 +50,7 @@ struct Sweep {
   bool watching = false;  // too much is idle: whether it stays so while memory is taken
   uint64_t taken = 0;     // CentralList::TakenBytes() when that began
   Round old;
-  IdleBound bound{kLeastIdle, kMostIdle};
+  IdleBound bound{IdleBound::Reach::kPlaces, kLeastIdle, kMostIdle};
   uint64_t refilled = 0;  // CentralList::RefilledBytes() when the last round for excess ended
   IdleClock clock;
   // Set while a span is away, for a fork's child, and the class it is of.
@@ -178,7 +178,8 @@ void LookForExcess() {
   sweep.taken = taken;
   // Each batch from now on asks again.
   SetSweepIf(0, 0);
-  if (unwanted) sweep.excess.Begin(ReleasePolicy::BytesToReturn(least, bound));
+  // Half of the bound stays, so that the next round, which may be a way round the heap, is as much away.
+  if (unwanted) sweep.excess.Begin(least - bound / 2);
 }
 
 }  // namespace

@@ -64,23 +64,35 @@ struct ReleasePolicy {
 //                           returned     kept
 class IdleBound {
  public:
-  // What may be idle whatever is used, and the part of the used memory that may. Of a heap that has
-  // shown that it needs it half as much again may be idle as was used at its height of late: where large
-  // blocks of many sizes come and go a free range seldom fits the next one, and with less idle memory
-  // would go and come back all the time. (What is used swings there; a bound that swung along would do
-  // it, too.)
+  // What may be idle whatever is used, the part of the used memory that may, and the one that may where
+  // it is needed again.
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
+  static constexpr uint64_t kMostDivisor = 8;
 
-  constexpr explicit IdleBound(uint64_t least = kLeast, uint64_t most = kMost)
-      : least_(least), most_(most), bytes_(least) {}
+  // How far the bound of a heap may rise that has shown that it needs what is idle.
+  enum class Reach : uint8_t {
+    // Half as much again as was used at its height of late: where large blocks of many sizes come and go
+    // a free range seldom fits the next one, and with less idle memory would go and come back all the
+    // time. (What is used swings there; a bound that swung along would do it, too.)
+    kRanges,
+    // What is missing to that height: an object's place fits every other of its class.
+    kPlaces,
+  };
+
+  constexpr explicit IdleBound(Reach reach = Reach::kRanges, uint64_t least = kLeast,
+                               uint64_t most = kMost)
+      : reach_(reach), least_(least), most_(most), bytes_(least) {}
 
   constexpr uint64_t For(uint64_t used) const {
     const uint64_t least = Least(used);
     if (bytes_ <= least) return least;
-    uint64_t most = used > most_ ? used : most_;
-    if (Room(peak_) > most) most = Room(peak_);
+    const bool ranges = reach_ == Reach::kRanges;
+    uint64_t most = ranges ? used : used / kMostDivisor;
+    if (most_ > most) most = most_;
+    const uint64_t breath = ranges ? peak_ + peak_ / 2 : peak_ > used ? peak_ - used : 0;
+    if (breath > most) most = breath;
     return bytes_ > most ? most : bytes_;
   }
 
@@ -126,8 +138,7 @@ class IdleBound {
     return used / kLeastDivisor > least_ ? used / kLeastDivisor : least_;
   }
 
-  static constexpr uint64_t Room(uint64_t peak) { return peak + peak / 2; }
-
+  Reach reach_;
   uint64_t least_;
   uint64_t most_;
   uint64_t bytes_;

@@ -106,6 +106,21 @@ TEST(IdleBoundTest, GoesByWhatWasUsedAtTheHeight) {
   EXPECT_EQ(bound.For(140 * kMiB), 210 * kMiB);
 }
 
+// Inside of spans, where a free place fits every object of its class, what is missing to the height is
+// enough.
+TEST(IdleBoundTest, OfPlacesGoesByWhatIsMissingToTheHeight) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  IdleBound bound(IdleBound::Reach::kPlaces);
+  for (int i = 0; i < 20; ++i) {
+    bound.Taken(30 * kMiB, 140 * kMiB);
+    bound.Returned(30 * kMiB, 100 * kMiB);
+  }
+  EXPECT_EQ(bound.For(100 * kMiB), 40 * kMiB);
+  EXPECT_EQ(bound.For(140 * kMiB), 140 * kMiB / IdleBound::kMostDivisor);
+  EXPECT_EQ(bound.For(40 * kMiB), 100 * kMiB);
+  EXPECT_EQ(bound.For(139 * kMiB), 139 * kMiB / IdleBound::kMostDivisor);
+}
+
 TEST(IdleAgesTest, ShareFallsSmoothlyFromAllToNothing) {
   EXPECT_EQ(IdleAges::Share(0), IdleAges::kWhole);
   EXPECT_EQ(IdleAges::Share(IdleAges::kSteps), 0u);
