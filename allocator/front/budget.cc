@@ -33,9 +33,12 @@ constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
 // blocks count, since they wait in slabs too: a heap of nothing else would have room for two or three.
 int64_t Limit() {
-  const uint64_t share = PageHeap::UsedBytes() / kHeapDivisor;
+  const unsigned slabs = percpu::PopulatedSlabs();
+  const uint64_t used = PageHeap::UsedBytes();
+  const uint64_t shared = used < kNotSharedBytes ? 0 : used - kNotSharedBytes;
+  const uint64_t share = BudgetAmong(slabs, shared / kHeapDivisor);
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
-  const uint64_t most = BudgetAmong(percpu::PopulatedSlabs(), Budget());
+  const uint64_t most = BudgetAmong(slabs, Budget());
   return static_cast<int64_t>(wanted < most ? wanted : most);
 }
 

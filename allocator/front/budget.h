@@ -20,13 +20,14 @@
 namespace pcmalloc::front {
 
 // Bytes of objects that one slab may hold: at most, unless SetBudget says otherwise; in a small heap
-// its share of it, at least so much.
+// half of what it has beyond the first 2 MiB, at least so much.
 inline constexpr size_t kBudgetBytes = size_t{8} << 20;
 inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
-inline constexpr size_t kHeapDivisor = 4;
+inline constexpr size_t kNotSharedBytes = size_t{2} << 20;
+inline constexpr size_t kHeapDivisor = 2;
 
-// Of the upper limit, what one of so many slabs in use may have: more than two share what two would
-// have, down to three eighths each.
+// Of such a limit, what one of so many slabs in use may have: more than two share what two would have,
+// down to three eighths each.
 constexpr size_t BudgetAmong(unsigned slabs, size_t budget) {
   const size_t share = slabs <= 2 ? budget : budget / slabs * 2;
   const size_t least = budget / 8 * 3;

@@ -6,8 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <vector>
+
 #include "allocator/front/demand.h"
 #include "allocator/front/front.h"
+#include "allocator/pages/page_heap.h"
+#include "allocator/pages/page_map.h"
 #include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
 #include "percpu/slabs.h"
@@ -47,6 +51,40 @@ TEST(Budget, IsSharedWhereManyCpusAreInUse) {
   EXPECT_EQ(BudgetAmong(6, 8 * kMiB), 3 * kMiB);
   EXPECT_EQ(BudgetAmong(256, 8 * kMiB), 3 * kMiB);
   EXPECT_EQ(BudgetAmong(256, SIZE_MAX), SIZE_MAX / 8 * 3);
+}
+
+// A small heap's slab may hold half of what there is beyond 2 MiB, at least 1 and at most the budget.
+TEST_F(OneCpusBudget, GoesByTheHeap) {
+  SetBudget(kBudgetBytes);
+  std::vector<Span*> spans;
+  const auto grow = [this] {
+    for (int round = 0; round < 20; ++round) {
+      for (unsigned c = SizeClassOf(512); c <= SizeClassOf(2048); ++c) {
+        CountMiss(index_, c);
+        GrowCapacity(index_, c);
+      }
+    }
+    return BudgetUsed(index_);
+  };
+  const auto use = [&spans](size_t bytes) {
+    while (PageHeap::UsedBytes() < bytes) {
+      Span* span;
+      ASSERT_EQ(PageHeap::Take(kMiB / 2 >> kPageShift, kPageSize, 0, &span), PageResult::kOk);
+      spans.push_back(span);
+    }
+  };
+  const auto near = [](uint64_t used, uint64_t limit) {
+    EXPECT_GE(used, limit - limit / 16);
+    EXPECT_LE(used, limit + limit / 4);
+  };
+  near(grow(), kLeastBudgetBytes);
+  use(3 * kMiB);
+  near(grow(), kLeastBudgetBytes);
+  use(10 * kMiB);
+  near(grow(), 4 * kMiB);
+  use(64 * kMiB);
+  near(grow(), kBudgetBytes);
+  for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
 }
 
 // What a hundred of them have would not make one slot of those that miss all the time, and they would

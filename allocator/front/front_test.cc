@@ -303,6 +303,7 @@ TEST_F(Front, ABusyClassTakesFromIdleOnes) {
 TEST_F(Front, ClassesInUseKeepWhatTheyUse) {
   const testing::Pinned pinned;
   constexpr unsigned kFirst = kFineClasses + 1, kClassesInUse = 40;  // up to 32 KiB
+  SetBudget(size_t{2} << 20);
   std::mt19937 random(1);
   std::vector<std::pair<unsigned, void*>> held(1000);
   const auto replace = [&] {
@@ -323,6 +324,7 @@ TEST_F(Front, ClassesInUseKeepWhatTheyUse) {
   for (const auto& [c, p] : held) {
     if (p != nullptr) Deallocate(c, p);
   }
+  SetBudget(kBudgetBytes);
 }
 
 // One that seldom misses, but is not idle, gives to one that misses all the time.
