@@ -55,6 +55,25 @@ Span* FreeSpans::Find(size_t pages, int patience) const {
   return larger < 0 ? nullptr : heads_[larger];
 }
 
+Span* FreeSpans::FindAligned(size_t pages, size_t alignment) const {
+  const size_t align_pages = alignment >> kPageShift;
+  if (pages > UINT32_MAX || align_pages > UINT32_MAX) return nullptr;
+  const size_t sure = pages + align_pages - 1;
+  if (sure > UINT32_MAX) return nullptr;
+  const size_t bytes = pages << kPageShift;
+  int patience = kAlignedPatience;
+  const int sure_bin = sure == pages ? 0 : BinOf(sure);
+  for (int bin = LowestBin(BinOf(pages)); bin >= 0 && bin < sure_bin; bin = LowestBin(bin + 1)) {
+    int here = kAlignedPatienceHere;
+    for (Span* span = heads_[bin]; span != nullptr && here > 0; span = span->next, --here) {
+      if (patience-- == 0) return Find(sure);
+      const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
+      if (start + bytes <= span->end()) return span;
+    }
+  }
+  return Find(sure);
+}
+
 int FreeSpans::LowestBin(int bin) const {
   if (bin >= kBins) return -1;
   int word = bin / 64;

@@ -9,7 +9,8 @@
 // Invariants: a span is in one bin at most, linked through prev and next; the structure knows sizes
 //   and addresses only, neither neighbours nor arenas; not thread-safe; constant-initialised.
 // Cost: Insert and Remove touch the span and its list neighbours; Find looks at no more than
-//   `patience` spans of the bin in which not all fit, then takes the next bin's first.
+//   `patience` spans of the bin in which not all fit, then takes the next bin's first; FindAligned at
+//   no more than kAlignedPatience of those that fit if they begin where they should.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_FREE_SPANS_H_
 #define PCMALLOC_ALLOCATOR_PAGES_FREE_SPANS_H_
 
@@ -27,6 +28,9 @@ class FreeSpans {
   // Looked at in the bin of the request's own size before a larger span is split.
   static constexpr int kPatience = 8;
   static constexpr int kUnlimited = INT32_MAX;
+  // The same where it depends on the address: in one bin, and in all.
+  static constexpr int kAlignedPatienceHere = 4;
+  static constexpr int kAlignedPatience = 32;
 
   constexpr FreeSpans() = default;
   FreeSpans(const FreeSpans&) = delete;
@@ -38,6 +42,11 @@ class FreeSpans {
   // A span of at least `pages` pages, from the lowest bin that is sure to have one; low addresses
   // come first where that is free. Null: none found. With kUnlimited: there is none.
   Span* Find(size_t pages, int patience = kPatience) const;
+
+  // A span that holds `pages` pages from a multiple of `alignment` bytes on (a power of two,
+  // >= kPageSize). What an aligned block has left when it was freed fits the next one although it is
+  // not longer than that, so shorter spans are looked at before one that is sure to.
+  Span* FindAligned(size_t pages, size_t alignment) const;
 
   // For walks from the longest spans to the shortest: the highest bin that is not empty and is at
   // most `bin`, or -1; and the list of a bin.

@@ -72,6 +72,32 @@ TEST(FreeSpansTest, PatienceBoundsTheSearchAndUnlimitedDoesNot) {
   EXPECT_EQ(spans.Find(1020, FreeSpans::kUnlimited), &fits);
 }
 
+TEST(FreeSpansTest, AnAlignedRunIsFoundWhereItJustFits) {
+  constexpr size_t k64K = 8 * kPageSize;
+  FreeSpans spans;
+  Span sure = Make(1601, 17), across = Make(1002, 12), fits = Make(798, 12);
+  for (Span* span : {&sure, &across}) spans.Insert(span);
+  EXPECT_EQ(spans.FindAligned(10, k64K), &sure) << "the other holds 6 pages from page 1008 on";
+  EXPECT_EQ(spans.FindAligned(6, k64K), &across);
+  EXPECT_EQ(spans.FindAligned(12, kPageSize), &across);
+  EXPECT_EQ(spans.FindAligned(11, k64K), nullptr) << "17 pages need not hold 11 aligned ones";
+  spans.Insert(&fits);
+  EXPECT_EQ(spans.FindAligned(10, k64K), &fits);
+  EXPECT_EQ(spans.FindAligned(SIZE_MAX, k64K), nullptr);
+}
+
+TEST(FreeSpansTest, PatienceBoundsTheSearchForAlignedRuns) {
+  constexpr size_t k64K = 8 * kPageSize;
+  FreeSpans spans;
+  Span fits = Make(8000, 10), sure = Make(9001, 17);
+  for (Span* span : {&fits, &sure}) spans.Insert(span);
+  std::vector<Span> across(FreeSpans::kAlignedPatienceHere);
+  for (size_t i = 0; i < across.size(); ++i) across[i] = Make(7 - i + 1000, 10);
+  EXPECT_EQ(spans.FindAligned(10, k64K), &fits);
+  for (Span& span : across) spans.Insert(&span);
+  EXPECT_EQ(spans.FindAligned(10, k64K), &sure);
+}
+
 // Against a plain list: what is found fits, is in, and is of the lowest bin that can serve.
 TEST(FreeSpansTest, RandomOperationsAgreeWithAList) {
   std::mt19937_64 random(1);
@@ -99,6 +125,11 @@ TEST(FreeSpansTest, RandomOperationsAgreeWithAList) {
       if (found != nullptr) {
         ASSERT_GE(found->pages, pages);
         ASSERT_EQ(FreeSpans::BinOf(found->pages), lowest);
+      }
+      const size_t alignment = kPageSize << random() % 12;
+      if (const Span* const aligned = spans.FindAligned(pages, alignment)) {
+        const uintptr_t start = (aligned->start + alignment - 1) / alignment * alignment;
+        ASSERT_LE(start + (pages << kPageShift), aligned->end());
       }
     }
     size_t sum = 0;

@@ -132,15 +132,15 @@ Span* FindColdForHuge(size_t pages) {
 
 // Pages without memory for a request, new ones if need be. *alignment becomes larger where memory is
 // to come in hugepages.
-Span* FindCold(size_t need, Fill fill, size_t* alignment) {
+Span* FindCold(size_t pages, Fill fill, size_t* alignment) {
   if (fill != Fill::kPages) {
-    if (Span* span = FindColdForHuge(fill == Fill::kHuge ? kSurelyHuge : need + kHugePages - 1)) {
+    if (Span* span = FindColdForHuge(fill == Fill::kHuge ? kSurelyHuge : pages + kHugePages - 1)) {
       *alignment = os::kHugePage;
       return span;
     }
   }
-  if (Span* span = heap.cold.Find(need)) return span;
-  return GrowFor(need);
+  if (Span* span = heap.cold.FindAligned(pages, *alignment)) return span;
+  return GrowFor(pages + (*alignment >> kPageShift) - 1);
 }
 
 // The free pages behind a span, `missing` of them at most.
@@ -244,7 +244,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   const bool plain = size_class == 0 && alignment == kPageSize && room == 0;
   uintptr_t start = 0;  // 0: by the span's bounds
   Span* span = room == 0 ? nullptr : heap.warm.Find(need + room);
-  if (span == nullptr) span = heap.warm.Find(need);
+  if (span == nullptr) span = heap.warm.FindAligned(pages, alignment);
   if (span == nullptr && fill == Fill::kHuge) span = heap.fresh.Find(need);
   if (span == nullptr) {
     if (!pages::MayGrow(pages) || !heap.store.Reserve(kSpansPerTake + 1)) {
@@ -253,7 +253,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
     if (fill == Fill::kHuge && !pages::HugePageFits()) fill = Fill::kPages;
     if (room != 0 && fill == Fill::kPages) span = heap.cold.Find(need + room);
     if (plain && fill == Fill::kPages) span = FindRun(pages, &start);
-    if (span == nullptr) span = FindCold(need, fill, &alignment);
+    if (span == nullptr) span = FindCold(pages, fill, &alignment);
   }
   if (span == nullptr) span = LastResort(need);
   // The last resort uses and recycles Spans of its own.

@@ -70,6 +70,33 @@ TEST(PageHeapTest, AlignedTakes) {
   CheckPageHeap();
 }
 
+// What an aligned block leaves behind serves the next one, although it is not as long as would do
+// wherever it begins: blocks that come and go do not make the heap grow for ever.
+TEST(PageHeapTest, AlignedBlocksReuseWhatTheyLeave) {
+  constexpr size_t kAlignment = size_t{64} << 10;
+  constexpr size_t kLive = 200, kMostPages = 13;
+  std::mt19937 random(1);
+  std::vector<Span*> live(kLive, nullptr);
+  const PageStats before = PageHeap::Stats();
+  for (int i = 0; i < 50000; ++i) {
+    Span*& span = live[random() % kLive];
+    if (span != nullptr) {
+      ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    }
+    span = TakeOrNull(1 + random() % kMostPages, kAlignment);
+    ASSERT_NE(span, nullptr);
+  }
+  const PageStats after = PageHeap::Stats();
+  EXPECT_LT(after.large_bytes + after.free_bytes + after.returned_bytes,
+            before.free_bytes + before.returned_bytes + 2 * kLive * 2 * kAlignment);
+  for (Span* span : live) {
+    if (span != nullptr) {
+      ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    }
+  }
+  CheckPageHeap();
+}
+
 TEST(PageHeapTest, ImpossibleRequestsFailCleanly) {
   Span* const live = TakeOrNull(2);
   ASSERT_NE(live, nullptr);
