@@ -34,9 +34,11 @@ constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 // blocks count, since they wait in slabs too: a heap of nothing else would have room for two or three.
 int64_t Limit() {
   const unsigned slabs = percpu::PopulatedSlabs();
+  const uint64_t small = PageHeap::SmallBytes();
   const uint64_t used = PageHeap::UsedBytes();
-  const uint64_t shared = used < kNotSharedBytes ? 0 : used - kNotSharedBytes;
-  const uint64_t share = BudgetAmong(slabs, shared / kHeapDivisor);
+  const uint64_t large = used < small ? 0 : used - small;  // read at different times
+  const uint64_t shared = small < kNotSharedBytes ? 0 : small - kNotSharedBytes;
+  const uint64_t share = BudgetAmong(slabs, shared / kSmallDivisor + large / kLargeDivisor);
   const uint64_t wanted = share < kLeastBudgetBytes ? kLeastBudgetBytes : share;
   const uint64_t most = BudgetAmong(slabs, Budget());
   return static_cast<int64_t>(wanted < most ? wanted : most);

@@ -20,11 +20,13 @@
 namespace pcmalloc::front {
 
 // Bytes of objects that one slab may hold: at most, unless SetBudget says otherwise; in a small heap
-// half of what it has beyond the first 2 MiB, at least so much.
+// half of what small blocks have beyond the first 2 MiB and a quarter of the large ones', whose pages
+// may wait for any size in the page heap; at least so much.
 inline constexpr size_t kBudgetBytes = size_t{8} << 20;
 inline constexpr size_t kLeastBudgetBytes = size_t{1} << 20;
 inline constexpr size_t kNotSharedBytes = size_t{2} << 20;
-inline constexpr size_t kHeapDivisor = 2;
+inline constexpr size_t kSmallDivisor = 2;
+inline constexpr size_t kLargeDivisor = 4;
 
 // Of such a limit, what one of so many slabs in use may have: more than two share what two would have,
 // down to three eighths each.

@@ -53,11 +53,12 @@ TEST(Budget, IsSharedWhereManyCpusAreInUse) {
   EXPECT_EQ(BudgetAmong(256, SIZE_MAX), SIZE_MAX / 8 * 3);
 }
 
-// A small heap's slab may hold half of what there is beyond 2 MiB, at least 1 and at most the budget.
+// A small heap's slab may hold half of what small blocks have beyond 2 MiB and a quarter of what large
+// ones have, at least 1 MiB and at most the budget.
 TEST_F(OneCpusBudget, GoesByTheHeap) {
   SetBudget(kBudgetBytes);
   std::vector<Span*> spans;
-  const auto grow = [this] {
+  const auto limit = [this] {
     for (int round = 0; round < 20; ++round) {
       for (unsigned c = SizeClassOf(512); c <= SizeClassOf(2048); ++c) {
         CountMiss(index_, c);
@@ -66,24 +67,28 @@ TEST_F(OneCpusBudget, GoesByTheHeap) {
     }
     return BudgetUsed(index_);
   };
-  const auto use = [&spans](size_t bytes) {
+  const auto use = [&spans](size_t bytes, unsigned size_class) {
     while (PageHeap::UsedBytes() < bytes) {
       Span* span;
-      ASSERT_EQ(PageHeap::Take(kMiB / 2 >> kPageShift, kPageSize, 0, &span), PageResult::kOk);
+      ASSERT_EQ(PageHeap::Take(kMiB / 4 >> kPageShift, kPageSize, size_class, &span),
+                PageResult::kOk);
       spans.push_back(span);
     }
   };
-  const auto near = [](uint64_t used, uint64_t limit) {
+  const auto expect_near = [](uint64_t used, uint64_t limit) {
     EXPECT_GE(used, limit - limit / 16);
     EXPECT_LE(used, limit + limit / 4);
   };
-  near(grow(), kLeastBudgetBytes);
-  use(3 * kMiB);
-  near(grow(), kLeastBudgetBytes);
-  use(10 * kMiB);
-  near(grow(), 4 * kMiB);
-  use(64 * kMiB);
-  near(grow(), kBudgetBytes);
+  const unsigned small = SizeClassOf(kMiB / 4);
+  expect_near(limit(), kLeastBudgetBytes);
+  use(3 * kMiB, small);
+  expect_near(limit(), kLeastBudgetBytes);
+  use(6 * kMiB, small);
+  expect_near(limit(), 2 * kMiB);
+  use(14 * kMiB, 0);
+  expect_near(limit(), 4 * kMiB);
+  use(64 * kMiB, small);
+  expect_near(limit(), kBudgetBytes);
   for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
 }
 

@@ -3,10 +3,7 @@
 // The policy of the caches, above the real layers: --mode=cpu, legacy or locked, final for the process.
 #include "allocator/front/front.h"
 
-#include <sched.h>
 #include <stdint.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,11 +16,10 @@
 
 #include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
-#include "allocator/config/config.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
 #include "allocator/front/demand.h"
-#include "allocator/front/locality.h"
+#include "allocator/front/test_util.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
@@ -35,48 +31,6 @@
 
 namespace pcmalloc::front {
 namespace {
-
-// What the classes of an index really have.
-uint64_t CapacityBytes(int index) {
-  uint64_t bytes = 0;
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) {
-    bytes += uint64_t{percpu::CapacityOf(index, c).now} * ClassSize(c);
-  }
-  return bytes;
-}
-
-// A class that has nothing gets one slot whatever the budget says.
-uint64_t MostBytes() {
-  uint64_t bytes = kBudgetBytes;
-  for (unsigned c = 1; c < kNumClasses; ++c) bytes += ClassSize(c);
-  return bytes;
-}
-
-void CheckBooks() {
-  for (unsigned i = 0; i < percpu::HighestUsed(); ++i) {
-    const int index = static_cast<int>(i);
-    ASSERT_GE(static_cast<int64_t>(BudgetUsed(index)), 0) << "index " << index;
-    ASSERT_EQ(BudgetUsed(index), CapacityBytes(index)) << "index " << index;
-    ASSERT_LE(BudgetUsed(index), MostBytes()) << "index " << index;
-  }
-}
-
-class Front : public ::testing::Test {
- protected:
-  void SetUp() override {
-    Trim();
-    spans_before_ = PageHeap::Stats().spans;
-  }
-  // Whatever was handed out has come back and nothing else holds a span.
-  void TearDown() override {
-    Trim();
-    EXPECT_EQ(PageHeap::Stats().spans, spans_before_) << "objects were lost";
-    CheckBooks();
-  }
-
- private:
-  uint64_t spans_before_ = 0;
-};
 
 std::atomic<uint64_t> by_cached_pointer{0};
 
@@ -388,7 +342,7 @@ TEST_F(Front, LargeBlocksInUseCountForTheBudget) {
   constexpr unsigned kLast = kNumCachedClasses - 1;
   std::vector<void*> held;
   for (int i = 0; i < 64; ++i) held.push_back(Allocate(kLast));
-  ASSERT_LT(PageHeap::SmallBytes(), kHeapDivisor * kLeastBudgetBytes);
+  ASSERT_LT(PageHeap::SmallBytes(), kSmallDivisor * kLeastBudgetBytes);
   for (unsigned c = kNumClasses; c <= kLast; ++c) GrowCapacity(index, c);
   EXPECT_GT(BudgetUsed(index), kLeastBudgetBytes + ClassSize(kLast));
   CheckBooks();
@@ -537,75 +491,6 @@ TEST(Deferred, EachBlockOnceWhoeverFlushes) {
   FlushDeferred(flush);
   EXPECT_EQ(flushed, 4 * kBlocks);
   EXPECT_TRUE(std::all_of(times.begin(), times.end(), [](const auto& n) { return n == 1; }));
-}
-
-// A shard that there is no memory for is asked for once and not at every batch. In a child, since what
-// is known of a CPU is known for good.
-TEST_F(Front, AShardThatIsRefusedIsNotAskedForAgain) {
-  cpu_set_t allowed;
-  ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
-  int cpu = 1;
-  while (cpu < CPU_SETSIZE && (cpu % 8 == 0 || !CPU_ISSET(cpu, &allowed))) ++cpu;
-  if (cpu == CPU_SETSIZE) GTEST_SKIP() << "one CPU";
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    ParseConfig("cache_domains:8");
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    if (sched_setaffinity(0, sizeof(one), &one) != 0) _exit(2);
-    rlimit before;
-    if (getrlimit(RLIMIT_AS, &before) != 0) _exit(3);
-    const rlimit none = {1 << 20, before.rlim_max};
-    if (setrlimit(RLIMIT_AS, &none) != 0) _exit(4);
-    if (NearShard() != 0 || central::OpenShards() != 1) _exit(5);
-    if (setrlimit(RLIMIT_AS, &before) != 0) _exit(6);
-    if (NearShard() != 0 || central::OpenShards() != 1) _exit(7);
-    _exit(0);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
-}
-
-// Last, since what is known of a CPU is known for good.
-TEST_F(Front, CpusOfADomainShareAShard) {
-  cpu_set_t allowed;
-  ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
-  EXPECT_EQ(NearShard(), 0u) << "few CPUs";
-  EXPECT_EQ(central::OpenShards(), 1u);
-  ParseConfig("cache_domains:2");
-  constexpr unsigned kClass = 5;
-  int cpus = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
-    EXPECT_EQ(NearShard(), static_cast<unsigned>(cpu) % 2);
-    EXPECT_EQ(NearShard(), static_cast<unsigned>(cpu) % 2);
-    // Objects that go down here come up here again, and on no other shard.
-    Trim();
-    std::vector<void*> blocks;
-    for (int i = 0; i < 3000; ++i) blocks.push_back(Allocate(kClass));
-    for (void* p : blocks) Deallocate(kClass, p);
-    const uint64_t waiting = central::ClassStats(kClass).transfer_objects;
-    ASSERT_GT(waiting, 0u);
-    const unsigned other = 1 - static_cast<unsigned>(cpu) % 2;
-    ASSERT_TRUE(central::OpenShard(other));
-    void* items[2];
-    Shortage shortage;
-    ASSERT_EQ(central::Take(kClass, &items[0], 1, &shortage, other), 1u);
-    EXPECT_EQ(central::ClassStats(kClass).transfer_objects, waiting) << "of the other shard";
-    ASSERT_EQ(central::Take(kClass, &items[1], 1, &shortage, NearShard()), 1u);
-    EXPECT_EQ(central::ClassStats(kClass).transfer_objects, waiting - 1);
-    for (void* item : items) Deallocate(kClass, item);
-    if (++cpus == 2) break;
-  }
-  ASSERT_EQ(sched_setaffinity(0, sizeof(allowed), &allowed), 0);
-  EXPECT_EQ(central::OpenShards(), 2u);
 }
 
 }  // namespace
