@@ -156,20 +156,29 @@ void FirstTouch(State& state, size_t size) {
 }
 
 // A steady heap of so many blocks of mixed sizes, one random block replaced at a time.
-void Churn(State& state, uint32_t live, size_t limit) {
+template <typename Take>
+void ChurnWith(Take take, State& state, uint32_t live, size_t limit) {
   Table<void*> blocks(live);
   Random random(7);
-  for (uint32_t i = 0; i < live; ++i) blocks[i] = MustAllocate(MixedSize(random, limit));
+  for (uint32_t i = 0; i < live; ++i) blocks[i] = take(MixedSize(random, limit));
   Measured measured(state);
   for (auto _ : state) {
     void*& slot = blocks[random.Below(live)];
     free(slot);
     const size_t size = MixedSize(random, limit);
-    slot = malloc(size);
+    slot = take(size);
     TouchPages(slot, size);
   }
   measured.Finish(1);
   for (uint32_t i = 0; i < live; ++i) free(blocks[i]);
+}
+
+void Churn(State& state, uint32_t live, size_t limit) {
+  ChurnWith([](size_t size) { return malloc(size); }, state, live, limit);
+}
+
+void AlignedChurn(State& state, uint32_t live, size_t limit, size_t alignment) {
+  ChurnWith([alignment](size_t size) { return memalign(alignment, size); }, state, live, limit);
 }
 
 std::string Name(size_t size) {
@@ -217,6 +226,7 @@ void RegisterRows() {
   Register("churn/1000x32K", Churn, 1000u, size_t{32} << 10);
   Register("churn/300x1M", Churn, 300u, size_t{1} << 20);
   Register("churn/200x8M", Churn, 200u, size_t{8} << 20);
+  Register("churn/400x128K/aligned-64K", AlignedChurn, 400u, size_t{128} << 10, size_t{64} << 10);
 }
 
 }  // namespace
