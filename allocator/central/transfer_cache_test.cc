@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "allocator/pages/page_heap.h"
+#include "allocator/pages/spans_come_back.h"
 #include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
 
@@ -31,19 +32,9 @@ void GiveAll(unsigned size_class, const std::vector<void*>& objects) {
             objects.size());
 }
 
-class TransferCache : public ::testing::Test {
+class TransferCache : public SpansComeBack {
  protected:
-  void SetUp() override {
-    Trim();
-    spans_before_ = PageHeap::Stats().spans;
-  }
-  void TearDown() override {
-    Trim();
-    EXPECT_EQ(PageHeap::Stats().spans, spans_before_) << "objects were lost";
-  }
-
- private:
-  uint64_t spans_before_ = 0;
+  void Empty() override { Trim(); }
 };
 
 TEST_F(TransferCache, TheLastGivenIsTakenFirst) {

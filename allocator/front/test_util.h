@@ -11,7 +11,7 @@
 
 #include "allocator/front/budget.h"
 #include "allocator/front/front.h"
-#include "allocator/pages/page_heap.h"
+#include "allocator/pages/spans_come_back.h"
 #include "allocator/sizes/size_classes.h"
 #include "gtest/gtest.h"
 #include "percpu/slabs.h"
@@ -43,21 +43,13 @@ inline void CheckBooks() {
   }
 }
 
-class Front : public ::testing::Test {
+class Front : public SpansComeBack {
  protected:
-  void SetUp() override {
-    Trim();
-    spans_before_ = PageHeap::Stats().spans;
-  }
-  // Whatever was handed out has come back and nothing else holds a span.
+  void Empty() override { Trim(); }
   void TearDown() override {
-    Trim();
-    EXPECT_EQ(PageHeap::Stats().spans, spans_before_) << "objects were lost";
+    SpansComeBack::TearDown();
     CheckBooks();
   }
-
- private:
-  uint64_t spans_before_ = 0;
 };
 
 }  // namespace pcmalloc::front

@@ -15,7 +15,6 @@ constinit bool fast_free_open = false;
 // Maps are committed in such steps: a multiple of every kernel page size, and few system calls.
 constexpr size_t kMapStep = size_t{64} << 10;
 
-constexpr size_t RoundUp(size_t value, size_t to) { return (value + to - 1) & ~(to - 1); }
 constexpr size_t RoundDown(size_t value, size_t to) { return value & ~(to - 1); }
 
 // Bytes of each map of an arena of that many pages: whole pages, of the kernel's as well.

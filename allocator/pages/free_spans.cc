@@ -56,9 +56,8 @@ Span* FreeSpans::Find(size_t pages, int patience) const {
 }
 
 Span* FreeSpans::FindAligned(size_t pages, size_t alignment) const {
-  const size_t align_pages = alignment >> kPageShift;
-  if (pages > UINT32_MAX || align_pages > UINT32_MAX) return nullptr;
-  const size_t sure = pages + align_pages - 1;
+  if (pages > UINT32_MAX || alignment >> kPageShift > UINT32_MAX) return nullptr;
+  const size_t sure = PagesToAlign(pages, alignment);
   if (sure > UINT32_MAX) return nullptr;
   const size_t bytes = pages << kPageShift;
   int patience = kAlignedPatience;
@@ -67,8 +66,7 @@ Span* FreeSpans::FindAligned(size_t pages, size_t alignment) const {
     int here = kAlignedPatienceHere;
     for (Span* span = heads_[bin]; span != nullptr && here > 0; span = span->next, --here) {
       if (patience-- == 0) return Find(sure);
-      const uintptr_t start = (span->start + alignment - 1) & ~(alignment - 1);
-      if (start + bytes <= span->end()) return span;
+      if (RoundUp(span->start, alignment) + bytes <= span->end()) return span;
     }
   }
   return Find(sure);

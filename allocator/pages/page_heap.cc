@@ -140,7 +140,7 @@ Span* FindCold(size_t pages, Fill fill, size_t* alignment) {
     }
   }
   if (Span* span = heap.cold.FindAligned(pages, *alignment)) return span;
-  return GrowFor(pages + (*alignment >> kPageShift) - 1);
+  return GrowFor(PagesToAlign(pages, *alignment));
 }
 
 // The free pages behind a span, `missing` of them at most.
@@ -230,9 +230,8 @@ void SetSmall(Arena& arena, Span* span, unsigned size_class) {
 // read under the lock, since a moment after it the same memory may lie there again, cold.
 PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t room, Span** out,
                     uint64_t* excess, bool* missed) {
-  const size_t align_pages = alignment >> kPageShift;
-  if (pages > kMaxPages || align_pages > kMaxPages) return PageResult::kNoMemory;
-  const size_t need = pages + align_pages - 1;
+  if (pages > kMaxPages || alignment >> kPageShift > kMaxPages) return PageResult::kNoMemory;
+  const size_t need = PagesToAlign(pages, alignment);
   if (pages == 0 || need > kMaxPages) return PageResult::kNoMemory;
   if (room > kMaxPages - need) room = 0;
 
@@ -262,7 +261,7 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   Arena& arena = ArenaOf(span);
   if (start == 0) {
     start = plain && alignment == kPageSize ? pages::PlaceFor(arena, span, pages)
-                                            : (span->start + alignment - 1) & ~(alignment - 1);
+                                            : RoundUp(span->start, alignment);
   }
   // Whoever asked for a block writes to it next.
   if (size_class == 0 && !span->returned) {

@@ -39,7 +39,6 @@ constexpr uint64_t kLong = uint64_t{4} << 20;
 constexpr uintptr_t kCut = uintptr_t{64} << 10;
 constexpr uintptr_t kHugePage = os::kHugePage;
 
-constexpr uintptr_t RoundUp(uintptr_t value, uintptr_t to) { return (value + to - 1) & ~(to - 1); }
 constexpr uintptr_t RoundDown(uintptr_t value, uintptr_t to) { return value & ~(to - 1); }
 
 class Returning {
