@@ -277,30 +277,59 @@ void CallocGigabyte(const char* row, const Arguments&) {
   free(block);
 }
 
-// A buffer that grows in steps of 1 MiB, each written to; then back to 1 MiB.
-void ReallocSteps(const char* row, const Arguments&) {
-  constexpr size_t kMiB = size_t{1} << 20;
-  const double before = Resident();
-  char* block = static_cast<char*>(MustAllocate(kMiB));
-  memset(block, 1, kMiB);
-  int moves = 0;
-  Counters counters(Scope::kThread);
-  counters.Start();
-  for (size_t size = 2 * kMiB; size <= 128 * kMiB; size += kMiB) {
-    const uintptr_t old = reinterpret_cast<uintptr_t>(block);
-    block = static_cast<char*>(realloc(block, size));
-    moves += reinterpret_cast<uintptr_t>(block) != old;
-    memset(block + size - kMiB, 1, kMiB);
+// A block of `size` bytes becomes one of `larger`, the new part is written to; counts a move.
+char* Grow(char* block, size_t size, size_t larger, int* moves) {
+  const uintptr_t old = reinterpret_cast<uintptr_t>(block);
+  block = static_cast<char*>(realloc(block, larger));
+  if (block == nullptr) {
+    dprintf(2, "benchmark: realloc failed\n");
+    _exit(2);
   }
-  const Cost cost = counters.Stop();
+  *moves += reinterpret_cast<uintptr_t>(block) != old;
+  memset(block + size, 1, larger - size);
+  return block;
+}
+
+void EmitGrowth(const char* row, int moves, const Cost& cost, double before) {
   Emit(row, "moves", "moves", moves);
   Emit(row, "cpu_seconds", "s", cost.cpu_ns * 1e-9);
   Emit(row, "rss_bytes", "B", Resident() - before);
   Emit(row, "peak_rss_bytes", "B", static_cast<double>(PeakResidentBytes()));
+}
+
+// A buffer that grows in steps of 1 MiB; then back to 1 MiB.
+void ReallocSteps(const char* row, const Arguments&) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  const double before = Resident();
+  int moves = 0;
+  char* block = Grow(nullptr, 0, kMiB, &moves);
+  moves = 0;
+  Counters counters(Scope::kThread);
+  counters.Start();
+  for (size_t size = kMiB; size < 128 * kMiB; size += kMiB) {
+    block = Grow(block, size, size + kMiB, &moves);
+  }
+  EmitGrowth(row, moves, counters.Stop(), before);
   block = static_cast<char*>(realloc(block, kMiB));
   SleepSeconds(0.2);
   Emit("realloc-shrunk", "rss_bytes", "B", Resident() - before);
   free(block);
+}
+
+// Four buffers that grow by an eighth in turn, each in the other's way.
+void ReallocInTurn(const char* row, const Arguments&) {
+  const double before = Resident();
+  int moves = 0;
+  char* blocks[4] = {};
+  Counters counters(Scope::kThread);
+  counters.Start();
+  for (size_t size = 0; size < size_t{64} << 20;) {
+    const size_t larger = size == 0 ? 1024 : size + size / 8;
+    for (char*& block : blocks) block = Grow(block, size, larger, &moves);
+    size = larger;
+  }
+  EmitGrowth(row, moves, counters.Stop(), before);
+  for (char* block : blocks) free(block);
 }
 
 const Row kRows[] = {
@@ -313,6 +342,7 @@ const Row kRows[] = {
     {"cache-traffic", CacheTraffic},
     {"calloc-1GiB", CallocGigabyte},
     {"realloc-1-to-128MiB", ReallocSteps},
+    {"realloc-four-in-turn", ReallocInTurn},
 };
 
 }  // namespace

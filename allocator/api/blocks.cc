@@ -34,8 +34,8 @@ constexpr size_t kWorthCutting = 4 * kPageSize;
 // it. Such a span costs three visits to the page heap, less than copying the block once.
 constexpr size_t kGrowsInPlace = size_t{32} << 10;
 constexpr size_t kMostRoom = size_t{64} << 20;
-// Moving the mappings costs less than copying from here on.
-constexpr size_t kMovedByKernel = size_t{256} << 10;
+// Moving the mappings costs less than copying from here on, with the page faults that follow it.
+constexpr size_t kMovedByKernel = size_t{8} << 20;
 
 size_t PagesFor(size_t size) { return (size + kPageSize - 1) / kPageSize; }
 

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/os/memory.h"
 
-#include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
 #include <atomic>
 
-#include "allocator/base/report.h"
 #include "allocator/base/syscall.h"
-
-#ifndef MREMAP_DONTUNMAP
-#define MREMAP_DONTUNMAP 4
-#endif
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -90,23 +84,6 @@ bool WantHuge(void* start, size_t size, bool huge) {
 
 bool Populate(void* start, size_t size) {
   return RawSyscall(SYS_madvise, start, size, MADV_POPULATE_WRITE) == 0;
-}
-
-bool Move(void* from, void* to, size_t size) {
-  // In two steps: a kernel that is told the final place at once unmaps it before it finds that the
-  // source is not one mapping, and leaves a hole that anybody's mmap may fall into.
-  const long moved =
-      RawSyscall(SYS_mremap, from, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
-  if (moved < 0) return false;
-  void* const between = reinterpret_cast<void*>(moved);
-  if (RawSyscall(SYS_mremap, between, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) >= 0) {
-    return true;
-  }
-  // The contents are in the middle now, so they must be carried on by hand. The target may be gone.
-  PCMALLOC_CHECK(Map(to, size, PROT_READ | PROT_WRITE, MAP_FIXED) == to);
-  memcpy(to, between, size);
-  Unreserve(between, size);
-  return true;
 }
 
 size_t AddressSpaceLimit() {

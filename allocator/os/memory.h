@@ -40,10 +40,6 @@ bool WantHuge(void* start, size_t size, bool huge);
 // False where the kernel cannot (before Linux 5.14) or has no memory.
 bool Populate(void* start, size_t size);
 
-// Moves page tables from one committed range to another; the source reads as zero afterwards. False
-// where the kernel cannot (before Linux 5.7) or will not.
-bool Move(void* from, void* to, size_t size);
-
 // RLIMIT_AS in bytes, SIZE_MAX when unlimited.
 size_t AddressSpaceLimit();
 

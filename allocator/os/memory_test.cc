@@ -8,45 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <sstream>
-#include <string>
-
+#include "allocator/os/test_util.h"
 #include "gtest/gtest.h"
 
 namespace pcmalloc::os {
 namespace {
 
 constexpr size_t kMiB = size_t{1} << 20;
-
-// Permissions ("rw-p") of the mapping that holds the address, "" where there is none.
-std::string PermissionsAt(const void* p) {
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    uintptr_t begin;
-    uintptr_t end;
-    char permissions[5];
-    if (sscanf(line.c_str(), "%lx-%lx %4s", &begin, &end, permissions) != 3) continue;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-    if (address >= begin && address < end) return permissions;
-  }
-  return "";
-}
-
-size_t ResidentPages(void* start, size_t size) {
-  std::string states(size / KernelPageSize(), '\0');
-  EXPECT_EQ(mincore(start, size, reinterpret_cast<unsigned char*>(states.data())), 0);
-  size_t resident = 0;
-  for (char state : states) resident += state & 1;
-  return resident;
-}
-
-char* Fresh(size_t size) {
-  char* start = static_cast<char*>(Reserve(size, KernelPageSize()));
-  EXPECT_NE(start, nullptr);
-  EXPECT_TRUE(Commit(start, size));
-  return start;
-}
 
 TEST(MemoryTest, PageSizeIsTheKernels) {
   EXPECT_EQ(KernelPageSize(), static_cast<size_t>(sysconf(_SC_PAGESIZE)));
@@ -123,40 +91,6 @@ TEST(MemoryTest, LockedMemoryIsNotReturnedAndKept) {
   EXPECT_FALSE(Return(start, page));
   EXPECT_EQ(start[0], 7);
   Unreserve(start, page);
-}
-
-TEST(MemoryTest, MoveCarriesContentsAndEmptiesTheSource) {
-  const size_t page = KernelPageSize();
-  char* from = Fresh(64 * page);
-  char* to = Fresh(80 * page);
-  for (size_t i = 0; i < 64 * page; ++i) from[i] = static_cast<char>(i * 31 + i / page);
-  memset(to, 9, 80 * page);
-  ASSERT_TRUE(Move(from, to, 64 * page));
-  for (size_t i = 0; i < 64 * page; ++i) {
-    ASSERT_EQ(to[i], static_cast<char>(i * 31 + i / page));
-    ASSERT_EQ(from[i], 0);
-  }
-  EXPECT_EQ(to[64 * page], 9);
-  from[5] = 1;  // still ours, and writable
-  Unreserve(from, 64 * page);
-  Unreserve(to, 80 * page);
-}
-
-TEST(MemoryTest, RefusedMoveLeavesBothSides) {
-  const size_t page = KernelPageSize();
-  char* from = Fresh(4 * page);
-  char* to = Fresh(4 * page);
-  memset(from, 1, 4 * page);
-  memset(to, 2, 4 * page);
-  // Two mappings: the kernel moves one at a time.
-  ASSERT_EQ(mprotect(from + 2 * page, 2 * page, PROT_READ), 0);
-  EXPECT_FALSE(Move(from, to, 4 * page));
-  EXPECT_EQ(from[0], 1);
-  EXPECT_EQ(from[4 * page - 1], 1);
-  EXPECT_EQ(to[0], 2);
-  EXPECT_EQ(to[4 * page - 1], 2);
-  Unreserve(from, 4 * page);
-  Unreserve(to, 4 * page);
 }
 
 TEST(MemoryTest, AddressSpaceLimitIsTheSoftOne) {

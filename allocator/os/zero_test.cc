@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "allocator/os/memory.h"
+#include "allocator/os/test_util.h"
 #include "gtest/gtest.h"
 
 namespace pcmalloc::os {
@@ -25,12 +25,7 @@ class Zero : public ::testing::Test {
   }
   void TearDown() override { munmap(memory_, kBytes); }
 
-  size_t ResidentPages() const {
-    std::vector<unsigned char> resident(kBytes / KernelPageSize());
-    EXPECT_EQ(mincore(memory_, kBytes, resident.data()), 0);
-    return static_cast<size_t>(
-        std::count_if(resident.begin(), resident.end(), [](unsigned char r) { return r & 1; }));
-  }
+  size_t ResidentPages() const { return os::ResidentPages(memory_, kBytes); }
 
   static bool AllZero(const char* p, size_t bytes) {
     return std::all_of(p, p + bytes, [](char c) { return c == 0; });

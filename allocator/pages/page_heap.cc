@@ -9,6 +9,7 @@
 
 #include "allocator/base/report.h"
 #include "allocator/os/memory.h"
+#include "allocator/os/move.h"
 #include "allocator/pages/arena.h"
 #include "allocator/pages/heap.h"
 
