@@ -20,9 +20,9 @@ namespace pcmalloc {
 
 struct HugePolicy {
   // Spans of small blocks are filled one after the other, so those of a class that has many are
-  // full but for the last. In longer ones a few blocks may be all that is ever used, and each of
-  // those but in part.
-  static constexpr size_t kLongestDense = 16;
+  // full but for the last. In longer ones, of blocks above 8 KiB, a few may be all that is ever used, and
+  // each of those but in part: buffers of 16 KiB that receive some hundred bytes.
+  static constexpr size_t kLongestDense = 8;
   static constexpr uint64_t kManySpans = 16;
   static constexpr bool Dense(size_t pages, uint64_t class_pages) {
     return pages <= kLongestDense && class_pages >= kManySpans * pages;
