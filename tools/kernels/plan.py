@@ -14,8 +14,8 @@ Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more fi
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
 # The layers' own tests: name, program and its arguments. Without the cases that measure time, fill the
-# emulated CPUs with spinning threads.
-UNITS = (("lock", ("lock_unit",)),
+# emulated CPUs with spinning threads or the process with mappings.
+UNITS = (("lock", ("lock_unit",)), ("move", ("move_unit", "--gtest_filter=-*AtTheLimit*")),
          ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
          ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
          ("slabs_locked", ("slabs_unit", "--mode=locked")))
