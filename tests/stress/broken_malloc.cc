@@ -8,6 +8,7 @@
 //      duplicate   a live block is handed out again
 //      overlap     the size is rounded down, so that the next block lies inside this one
 //      scribble    eight bytes in the middle of a live block are overwritten
+//      wild        what is returned is no address
 //      misaligned  the block starts 8 bytes late
 //      nonzero     calloc leaves one byte that is not 0
 //      truncate    realloc forgets the last bytes
@@ -39,6 +40,7 @@ enum class Fault {
   kDuplicate,
   kOverlap,
   kScribble,
+  kWild,
   kMisaligned,
   kNonzero,
   kTruncate,
@@ -55,10 +57,10 @@ constexpr struct {
 } kFaults[] = {
     {"duplicate", Fault::kDuplicate}, {"overlap", Fault::kOverlap},
     {"scribble", Fault::kScribble},   {"misaligned", Fault::kMisaligned},
-    {"nonzero", Fault::kNonzero},     {"truncate", Fault::kTruncate},
-    {"short", Fault::kShort},         {"leak", Fault::kLeak},
-    {"hang", Fault::kHang},           {"crash", Fault::kCrash},
-    {"forkhang", Fault::kForkHang},
+    {"wild", Fault::kWild},           {"nonzero", Fault::kNonzero},
+    {"truncate", Fault::kTruncate},   {"short", Fault::kShort},
+    {"leak", Fault::kLeak},           {"hang", Fault::kHang},
+    {"crash", Fault::kCrash},         {"forkhang", Fault::kForkHang},
 };
 
 constexpr unsigned kMinShift = 4;
@@ -211,6 +213,7 @@ void* Allocate(size_t size) {
     for (;;) pause();
   }
   if (Fails(Fault::kCrash)) *nowhere = 1;
+  if (Fails(Fault::kWild)) return reinterpret_cast<void*>(0x1db2c0001db20);
   char* block;
   if (size > kChunkBytes) {
     block = TakeChunks((size + kChunkBytes - 1) >> kChunkShift, kLargeClass);
@@ -228,6 +231,7 @@ void* Allocate(size_t size) {
 
 size_t UsableSize(const void* p) {
   const size_t at = static_cast<size_t>(static_cast<const char*>(p) - arena);
+  if (at >= kArenaBytes) return SIZE_MAX;  // a wild one
   const size_t chunk = at >> kChunkShift;
   const uint8_t size_class = class_of_chunk[chunk];
   if (size_class == kLargeClass) return size_t{large_chunks[chunk]} << kChunkShift;

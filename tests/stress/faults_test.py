@@ -84,6 +84,11 @@ class FaultsTest(unittest.TestCase):
         """Eight bytes off."""
         self.check("misaligned:1000", ["misaligned"], *CALM)
 
+    def test_wild(self):
+        """What no process has memory at, as a list that is broken yields."""
+        stderr = self.check("wild:100000", ["crash"], *CALM)
+        self.assertIn("malloc gave 0x1db2c0001db20, which is no address", stderr)
+
     def test_nonzero_calloc(self):
         """One byte that is not 0."""
         stderr = self.check("nonzero:100", ["nonzero_calloc"], *CALM)
