@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "allocator/base/round.h"
 #include "allocator/base/syscall.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -27,8 +28,6 @@ void* Map(void* where, size_t size, int protection, int flags) {
                                  MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, long{0});
   return result < 0 ? nullptr : reinterpret_cast<void*>(result);
 }
-
-uintptr_t RoundUp(uintptr_t value, size_t to) { return (value + to - 1) & ~(uintptr_t{to} - 1); }
 
 }  // namespace
 

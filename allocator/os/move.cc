@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "allocator/base/report.h"
+#include "allocator/base/round.h"
 #include "allocator/base/syscall.h"
 #include "allocator/os/memory.h"
 
@@ -88,11 +89,6 @@ long MoveOneMapping(char* from, char* to, size_t size) {
   return 0;
 }
 
-size_t Half(size_t size) {
-  const size_t page = KernelPageSize();
-  return (size / 2 + page - 1) & ~(page - 1);
-}
-
 }  // namespace
 
 bool Move(void* from, void* to, size_t size) {
@@ -113,14 +109,16 @@ bool MoveByPieces(void* from, void* to, size_t size) {
   while (size != 0) {
     const long error = MoveOneMapping(source, target, piece);
     if (error == -EFAULT && piece > kShortestPiece) {
-      piece = Half(piece);
+      piece = RoundUp(piece / 2, KernelPageSize());
       continue;
     }
-    if (error != 0 && error != -EFAULT) {
-      if (source == from) return false;
-      piece = size;
+    if (error != 0) {
+      if (error != -EFAULT) {  // nothing more will be moved
+        if (source == from) return false;
+        piece = size;
+      }
+      memcpy(target, source, piece);
     }
-    if (error != 0) memcpy(target, source, piece);
     source += piece;
     target += piece;
     size -= piece;

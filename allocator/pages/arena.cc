@@ -2,6 +2,7 @@
 #include "allocator/pages/arena.h"
 
 #include "allocator/base/report.h"
+#include "allocator/base/round.h"
 #include "allocator/os/memory.h"
 #include "allocator/pages/page_map.h"
 
@@ -14,8 +15,6 @@ constinit bool fast_free_open = false;
 
 // Maps are committed in such steps: a multiple of every kernel page size, and few system calls.
 constexpr size_t kMapStep = size_t{64} << 10;
-
-constexpr size_t RoundDown(size_t value, size_t to) { return value & ~(to - 1); }
 
 // Bytes of each map of an arena of that many pages: whole pages, of the kernel's as well.
 size_t ClassMapBytes(size_t pages) { return RoundUp(pages, PagesPerKernelPage() << kPageShift); }

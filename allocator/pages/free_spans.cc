@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/pages/free_spans.h"
 
+#include "allocator/base/round.h"
+
 namespace pcmalloc {
 
 void FreeSpans::Insert(Span* span) {

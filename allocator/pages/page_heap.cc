@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "allocator/base/report.h"
+#include "allocator/base/round.h"
 #include "allocator/os/memory.h"
 #include "allocator/os/move.h"
 #include "allocator/pages/arena.h"

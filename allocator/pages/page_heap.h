@@ -72,7 +72,7 @@ class PageHeap {
   // Moves the contents of a kLarge span to another of at least its length by moving page tables
   // (mremap with MREMAP_DONTUNMAP); false where the kernel cannot: then copy. `from` stays
   // allocated with undefined contents.
-  // Moved pages are mappings of their own to the kernel: for blocks of some hundred KiB and more.
+  // Moved pages are mappings of their own to the kernel: for blocks of some MiB and more.
   static bool MovePages(const Span* from, const Span* to);
 
   // Returns at least `bytes` of free memory to the operating system, the longest ranges first, as

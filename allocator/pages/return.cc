@@ -13,6 +13,7 @@
 // return_lock is held throughout, so there is one such batch at a time. fork does not wait for it:
 // the child puts the ranges back.
 #include "allocator/base/report.h"
+#include "allocator/base/round.h"
 #include "allocator/config/config.h"
 #include "allocator/os/clock.h"
 #include "allocator/os/memory.h"
@@ -38,8 +39,6 @@ constexpr uint64_t kLong = uint64_t{4} << 20;
 // The lengths that a range is cut to when less than all of it has to go.
 constexpr uintptr_t kCut = uintptr_t{64} << 10;
 constexpr uintptr_t kHugePage = os::kHugePage;
-
-constexpr uintptr_t RoundDown(uintptr_t value, uintptr_t to) { return value & ~(to - 1); }
 
 class Returning {
  public:

@@ -22,9 +22,6 @@ namespace pcmalloc {
 inline constexpr int kPageShift = 13;
 inline constexpr size_t kPageSize = size_t{1} << kPageShift;
 
-// The next multiple of `to`, a power of two.
-constexpr uintptr_t RoundUp(uintptr_t value, uintptr_t to) { return (value + to - 1) & ~(to - 1); }
-
 // So many pages hold a run of `pages` pages from a multiple of `alignment` bytes on (a power of two,
 // >= kPageSize) wherever they begin.
 constexpr size_t PagesToAlign(size_t pages, size_t alignment) {
