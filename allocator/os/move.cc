@@ -53,15 +53,20 @@ void Map(char* where, size_t size, int flags) {
   PCMALLOC_CHECK(result == reinterpret_cast<long>(where));
 }
 
+bool IsMapped(char* page, size_t size) {
+  unsigned char resident;
+  return RawSyscall(SYS_mincore, page, size, &resident) >= 0;
+}
+
 // Ends what MoveOnto gave up, at the limit of mappings or of memory: with some of them moved, one perhaps
 // unmapped at its target, the rest still at their source. Either side reads as zero where the contents are
 // on the other, so they are the two together.
 void Finish(char* from, char* to, size_t size) {
   const size_t page = KernelPageSize();
+  // The source always is. A sandbox that refuses the question has refused the move, too, before a hole was made.
+  const bool may_ask = IsMapped(from, page);
   for (size_t at = 0; at < size; at += page) {
-    unsigned char resident;
-    const bool hole = RawSyscall(SYS_mincore, to + at, page, &resident) < 0;
-    if (hole) Map(to + at, page, MAP_FIXED_NOREPLACE);
+    if (may_ask && !IsMapped(to + at, page)) Map(to + at, page, MAP_FIXED_NOREPLACE);
     for (size_t word = at; word < at + page; word += sizeof(uint64_t)) {
       uint64_t left;
       memcpy(&left, from + word, sizeof(left));

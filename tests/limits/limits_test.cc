@@ -394,6 +394,40 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"all", {__NR_mmap, __NR_mprotect, __NR_madvise, __NR_mremap, __NR_munmap, __NR_brk}}),
     [](const auto& info) { return info.param.name; });
 
+// Two blocks, each of which is in the other's way when it grows: what moves arrives.
+void GrowTwo() {
+  constexpr size_t kBefore = 10 * kMiB, kAfter = 300 * kMiB;
+  char* blocks[2];
+  uintptr_t were[2];
+  for (int i = 0; i < 2; ++i) {
+    blocks[i] = static_cast<char*>(malloc(kBefore));
+    ASSERT_NE(blocks[i], nullptr);
+    were[i] = reinterpret_cast<uintptr_t>(blocks[i]);
+    for (size_t at = 0; at < kBefore; at += 512) blocks[i][at] = static_cast<char>(at / 512 + i);
+  }
+  for (char*& block : blocks) {
+    block = static_cast<char*>(realloc(block, kAfter));
+    ASSERT_NE(block, nullptr);
+  }
+  EXPECT_TRUE(reinterpret_cast<uintptr_t>(blocks[0]) != were[0] ||
+              reinterpret_cast<uintptr_t>(blocks[1]) != were[1]);
+  for (int i = 0; i < 2; ++i) {
+    for (size_t at = 0; at < kBefore; at += 512) {
+      ASSERT_EQ(blocks[i][at], static_cast<char>(at / 512 + i)) << at;
+    }
+    free(blocks[i]);
+  }
+}
+
+// A sandbox that closes after it was found out that the kernel moves.
+TEST(FaultsLater, LargeBlocksGrowWithoutMremapAndMincore) {
+  EXPECT_TRUE(InChild([] {
+    GrowTwo();
+    ASSERT_TRUE(RefuseSystemCalls({__NR_mremap, __NR_mincore}));
+    GrowTwo();
+  }));
+}
+
 // From the very first system call that the allocator itself makes: it may find no memory, but says
 // so.
 PCM_SCENARIO(NoMemoryAtAll) {
