@@ -87,6 +87,26 @@ TEST_F(Zero, IsRightWhenItGuessesWrong) {
   EXPECT_EQ(ResidentPages(), (size_t{1} << 20) / KernelPageSize());
 }
 
+// Once it only looks at samples, it must still find out soon that blocks are used, wherever.
+TEST_F(Zero, NoticesUseInAnyPartOfABlock) {
+  constexpr size_t kBlock = size_t{4} << 20;
+  constexpr size_t kPart = kBlock / 8;
+  for (size_t used = 0; used < kBlock; used += kPart) {
+    ASSERT_TRUE(Return(memory_, kBytes));
+    for (int i = 0; i < 100; ++i) os::Zero(memory_, kBlock);
+    // Dropped pages are gone, cleared ones stay.
+    int dropped = 0;
+    for (; dropped < 1000; ++dropped) {
+      memset(memory_ + used, 1, kPart);
+      os::Zero(memory_, kBlock);
+      if (ResidentPages() != 0) break;
+      ASSERT_TRUE(AllZero(memory_ + used, kPart));
+    }
+    EXPECT_LT(dropped, 1000) << used;
+    EXPECT_TRUE(AllZero(memory_, kBlock));
+  }
+}
+
 TEST_F(Zero, LockedMemoryIsCleared) {
   if (mlock(memory_, size_t{1} << 20) != 0) GTEST_SKIP() << "no memory may be locked here";
   for (int i = 0; i < 3; ++i) {
