@@ -46,6 +46,16 @@ bool MovesSeveralMappings() {
   return moves;
 }
 
+// Whether so much more may be mapped. MoveOnto unmaps its target before it asks for that, and what is
+// refused then, under a limit that has come since (RLIMIT_AS, RLIMIT_DATA), nobody can map again.
+bool MayMapMore(size_t size) {
+  const long mapped = RawSyscall(SYS_mmap, nullptr, size, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, long{0});
+  if (mapped < 0) return false;
+  RawSyscall(SYS_munmap, mapped, size);
+  return true;
+}
+
 // Maps a range again whose mapping a refused call may have taken away.
 void Map(char* where, size_t size, int flags) {
   const long result = RawSyscall(SYS_mmap, where, size, PROT_READ | PROT_WRITE,
@@ -98,6 +108,7 @@ long MoveOneMapping(char* from, char* to, size_t size) {
 
 bool Move(void* from, void* to, size_t size) {
   if (!MovesSeveralMappings()) return MoveByPieces(from, to, size);
+  if (!MayMapMore(size)) return false;
   if (!Return(to, size)) return false;  // memory that the program has locked
   char* const source = static_cast<char*>(from);
   char* const target = static_cast<char*>(to);

@@ -3,7 +3,7 @@
 // Purpose: contents go from one committed range to another without being copied.
 // Invariants: what arrives is what was there, whatever the kernel refuses and at whichever mapping;
 //   both ranges stay committed and mapped; errno is kept; nothing is allocated.
-// Cost: the page tables of the range and two system calls, however many mappings the range is; before Linux 6.17
+// Cost: the page tables of the range and four system calls, however many mappings the range is; before Linux 6.17
 //   two for each mapping, and some more to find where each ends, about the logarithm of the size.
 #ifndef PCMALLOC_ALLOCATOR_OS_MOVE_H_
 #define PCMALLOC_ALLOCATOR_OS_MOVE_H_

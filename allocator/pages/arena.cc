@@ -95,6 +95,22 @@ size_t Arena::Grow(size_t least, size_t wanted) {
   return TryGrow(least) ? least : 0;
 }
 
+void Arena::CutTo(size_t pages) {
+  const size_t before = size_pages_;
+  os::Unreserve(reinterpret_cast<void*>(AddressOf(pages)), (before - pages) << kPageShift);
+  const auto cut = [this](uintptr_t map, size_t size, size_t wanted, size_t committed) {
+    const size_t end = wanted > committed ? wanted : committed;
+    if (end >= size) return;
+    os::Unreserve(reinterpret_cast<void*>(map + end), size - end);
+    cut_bytes_ += size - end;
+  };
+  cut(base(), ClassMapBytes(before), ClassMapBytes(pages), class_map_end_);
+  cut(reinterpret_cast<uintptr_t>(span_map()), SpanMapBytes(before), SpanMapBytes(pages),
+      span_map_end_);
+  cut(huge_map_, HugeMapBytes(before), HugeMapBytes(pages), huge_map_end_);
+  size_pages_ = pages;
+}
+
 bool Arena::TryGrow(size_t pages) {
   const size_t used = used_pages();
   const size_t end = used + pages;
@@ -123,6 +139,17 @@ size_t Arenas::Ambition(size_t address_space_limit) {
   return part < kAmbition ? part : kAmbition;
 }
 
+bool Arenas::FitInto(size_t address_space_limit) {
+  Arena& arena = arenas[0];
+  if (arena.base() == 0 || address_space_limit == SIZE_MAX) return false;
+  const size_t room = Ambition(address_space_limit) >> kPageShift;
+  const size_t pages = RoundUp(arena.used_pages() + room, kUnit >> kPageShift);
+  // Cut but once for a limit, not by little for every step of growth below it.
+  if (pages + room > arena.size_pages()) return false;
+  arena.CutTo(pages);
+  return true;
+}
+
 Arena* Arenas::Create(size_t pages) {
   if (pages > kMaxPages) return nullptr;
   const int count = arena_count.load(std::memory_order_relaxed);
@@ -135,6 +162,7 @@ Arena* Arenas::Create(size_t pages) {
   if (size < least) size = least;
   void* base;
   while ((base = os::Reserve(size, kUnit)) == nullptr) {
+    if (slot != 0 && FitInto(os::AddressSpaceLimit())) continue;
     if (size == least) return nullptr;
     size = RoundDown(size / 2, kUnit);
     if (size < least) size = least;
@@ -159,6 +187,7 @@ Arena* Arenas::Create(size_t pages) {
                     SpanMapBytes(arena.size_pages_);
   arena.huge_map_end_ = 0;
   arena.huge_count_ = 0;
+  arena.cut_bytes_ = 0;
   // Where a hugepage is worth it is for the page heap to say, whatever the system's default. A
   // kernel that has none refuses, and that is as good.
   (void)os::WantHuge(base, size, false);

@@ -45,6 +45,7 @@ class Arena {
   size_t mapped_pages() const { return mapped_pages_.load(std::memory_order_acquire); }
   size_t size_pages() const { return size_pages_; }
   size_t map_bytes() const;  // committed
+  size_t reserved_bytes() const { return (size_pages_ << kPageShift) - cut_bytes_; }
 
   size_t PageOf(uintptr_t address) const { return (address - base()) >> kPageShift; }
   uintptr_t AddressOf(size_t page) const { return base() + (page << kPageShift); }
@@ -68,6 +69,10 @@ class Arena {
   // Makes at least `least` more pages usable, rather `wanted` if there is room and the kernel
   // agrees. Returns how many (zeroed, without map entries yet): 0 where there is no room or memory.
   size_t Grow(size_t least, size_t wanted);
+
+  // Unmaps what lies behind so many pages and their part of the maps, none of it committed. Where the
+  // maps end early others may map theirs: those addresses' entries read as no span, as before.
+  void CutTo(size_t pages);
 
   // Whether the 2 MiB that hold the address were asked for as a hugepage.
   bool huge(uintptr_t address) const { return huge_map()[HugeIndex(address)] != 0; }
@@ -94,6 +99,7 @@ class Arena {
   size_t span_map_begin_ = 0;
   size_t huge_map_end_ = 0;  // committed bytes of the huge map
   size_t huge_count_ = 0;    // its entries that are not 0
+  size_t cut_bytes_ = 0;     // unmapped inside of the arena
 
   Span** span_map() const {
     return reinterpret_cast<Span**>(span_map_.load(std::memory_order_relaxed));
@@ -128,6 +134,11 @@ class Arenas {
   // The arena whose usable pages hold the address, or null. Lock-free, for valid and foreign
   // addresses (an address in an arena that goes away meanwhile is neither).
   static Arena* Find(uintptr_t address);
+
+  // After a limit on address space has come: leaves the primary arena the room that one made under
+  // it would have. The rest goes, whose mere reservation would be more than is allowed, so that the
+  // program's own mmaps, and ours, were refused. True: something went.
+  static bool FitInto(size_t address_space_limit);
 
   // What one arena should have under the present limit on address space.
   static size_t Ambition(size_t address_space_limit);

@@ -110,6 +110,45 @@ TEST(LimitsTest, TwoGiBUnderAFourGiBLimitAgainAndAgain) {
   });
 }
 
+TEST(LimitsTest, TheReserveFitsALimitThatComesLater) {
+  InChild([] {
+    Span* span = TakeOrNull(Pages(40 * kMiB), kPageSize, 5);
+    ASSERT_NE(span, nullptr);
+    const uint64_t reserved = PageHeap::Stats().reserved_bytes;
+    EXPECT_GE(reserved, 64 * kGiB);
+    PageHeap::FitAddressSpace();
+    EXPECT_EQ(PageHeap::Stats().reserved_bytes, reserved) << "nothing limits it";
+    SetLimit(RLIMIT_AS, 4 * kGiB);
+    PageHeap::FitAddressSpace();
+    const uint64_t fitted = PageHeap::Stats().reserved_bytes;
+    EXPECT_LE(fitted, 600 * kMiB);
+    EXPECT_GE(fitted, 512 * kMiB);
+    // Where its maps ended and behind it others may map; nothing there is taken for a block.
+    void* other = mmap(nullptr, 3 * kGiB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(other, MAP_FAILED);
+    munmap(other, 3 * kGiB);
+    const char* const base = reinterpret_cast<const char*>(Arenas::at(0).base());
+    for (const char* foreign = base; foreign < base + 4 * kGiB; foreign += 5 * kMiB) {
+      if (foreign >= Begin(span) && foreign < Begin(span) + span->bytes()) continue;
+      ASSERT_EQ(SpanOf(foreign), nullptr) << (foreign - base);
+    }
+    // Growth, first in what was left of it, then beyond.
+    std::vector<Span*> spans;
+    spans.reserve(1000);
+    for (int i = 0; i < 20; ++i) {
+      spans.push_back(TakeOrNull(Pages(100 * kMiB)));
+      ASSERT_NE(spans.back(), nullptr) << i;
+      ASSERT_EQ(SpanOf(Begin(spans.back())), spans.back());
+    }
+    EXPECT_GT(Arenas::count(), 1);
+    EXPECT_EQ(PrimaryClassOf(Begin(span)), 5u);
+    CheckPageHeap();
+    GiveAll(&spans);
+    ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
+    CheckPageHeap();
+  });
+}
+
 TEST(LimitsTest, ManyBlocksUpToNearlyTheLimit) {
   for (size_t pages : {size_t{4}, size_t{128}, Pages(100 * kMiB)}) {
     InChild([pages] {

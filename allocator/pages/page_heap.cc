@@ -57,6 +57,7 @@ size_t ColdTail(const Arena& arena) {
 // A cold span of at least `need` pages by growing an arena, the first one that has the room.
 Span* GrowFor(size_t need) {
   if (Arenas::count() == 0 && Arenas::Create(need) == nullptr) return nullptr;
+  (void)Arenas::FitInto(os::AddressSpaceLimit());
   bool refused = false;
   for (int i = 0; i < Arenas::count(); ++i) {
     Arena& arena = Arenas::at(i);
@@ -448,6 +449,11 @@ void PageHeap::SetIdleLimit(size_t bytes) {
   if (held) bounds.idle_limit = heap.idle_kept = bytes;
 }
 
+void PageHeap::FitAddressSpace() {
+  LockHolder held(heap.lock);
+  if (held) (void)Arenas::FitInto(os::AddressSpaceLimit());
+}
+
 PageStats PageHeap::Stats() {
   // If this thread holds the lock already, nobody else changes anything while it reads, and what it
   // interrupted is off by one operation at most.
@@ -457,7 +463,7 @@ PageStats PageHeap::Stats() {
   for (int i = 0; i < Arenas::count(); ++i) {
     const Arena& arena = Arenas::at(i);
     if (arena.base() == 0) continue;
-    stats.reserved_bytes += Bytes(arena.size_pages());
+    stats.reserved_bytes += arena.reserved_bytes();
     stats.committed_bytes += Bytes(arena.used_pages() - arena.first_page());
     maps += arena.map_bytes();
   }

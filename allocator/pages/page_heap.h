@@ -130,6 +130,11 @@ class PageHeap {
   // How much free memory may stay resident whatever the heap's size (mallopt's M_TRIM_THRESHOLD).
   static void SetIdleLimit(size_t bytes);
 
+  // After RLIMIT_AS has changed: gives up what is reserved beyond what a process under such a limit
+  // would have. Growth does the same by itself, but until then the program's own mmaps fail.
+  // Async-signal-safe.
+  static void FitAddressSpace();
+
   static PageStats Stats();
 
   // Bytes in kSmall spans, without the lock: what the caches above measure themselves by.

@@ -5,6 +5,7 @@
 
 #include "allocator/base/report.h"
 #include "allocator/os/memory.h"
+#include "allocator/pages/arena.h"
 
 namespace pcmalloc {
 namespace {
@@ -138,7 +139,8 @@ bool SpanStore::AddChunk(size_t count) {
   if (size < kBlockBytes) size = kBlockBytes;
   if (size > kLargestChunk) size = kLargestChunk;
   void* chunk = os::Reserve(size, kBlockBytes);
-  if (chunk == nullptr && size > kBlockBytes) {
+  if (chunk == nullptr) {
+    (void)Arenas::FitInto(os::AddressSpaceLimit());
     size = kBlockBytes;
     chunk = os::Reserve(size, kBlockBytes);
   }

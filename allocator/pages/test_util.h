@@ -56,7 +56,7 @@ inline void CheckPageHeap() {
   for (int i = 0; i < Arenas::count(); ++i) {
     const Arena& arena = Arenas::at(i);
     if (arena.base() == 0) continue;
-    reserved += arena.size_pages() << kPageShift;
+    reserved += arena.reserved_bytes();
     maps += arena.map_bytes();
     pages += (arena.used_pages() - arena.first_page()) << kPageShift;
     const Span* left = nullptr;

@@ -53,6 +53,7 @@ constexpr uint64_t kClockTickMs = 10;
 // Threads' wakeups may be put off by so much, to share them with others'.
 constexpr unsigned long kSlackNs = 5'000'000;
 
+constinit std::atomic<CreateThread*> create_thread{nullptr};
 constinit std::atomic<bool> allowed{false};
 constinit std::atomic<bool> wanted_anyway{false};  // background_thread:on
 constinit std::atomic<uintptr_t> first_thread{0};
@@ -165,9 +166,11 @@ int Create() {
   if (error != 0) return error;
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   // Thread-local storage of the program may leave nothing of a small stack.
+  CreateThread* const given = create_thread.load(std::memory_order_relaxed);
+  CreateThread* const create = given != nullptr ? given : &pthread_create;
   for (size_t bytes = kStackBytes;; bytes *= 16) {
     pthread_attr_setstacksize(&attributes, bytes);
-    error = pthread_create(&thread, &attributes, Run, nullptr);
+    error = create(&thread, &attributes, Run, nullptr);
     if (error != EINVAL || bytes > kStackBytes) break;
   }
   pthread_attr_destroy(&attributes);
@@ -230,6 +233,10 @@ void Remember() {
 }
 
 }  // namespace
+
+void CreateThreadBy(CreateThread* create) {
+  create_thread.store(create, std::memory_order_relaxed);
+}
 
 void WatchForThreads() {
   Remember();

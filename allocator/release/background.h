@@ -18,6 +18,7 @@
 #ifndef PCMALLOC_ALLOCATOR_RELEASE_BACKGROUND_H_
 #define PCMALLOC_ALLOCATOR_RELEASE_BACKGROUND_H_
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include <atomic>
@@ -35,6 +36,10 @@ extern std::atomic<Attention> attention;
 
 // Begins to watch, as the configuration says. Once, by the thread that starts the library.
 void WatchForThreads();
+
+// Whom to ask for the thread, instead of the first pthread_create that the loader finds.
+using CreateThread = int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
+void CreateThreadBy(CreateThread* create);
 
 // From now on constructors have run far enough for threads to be started.
 void AllowThread();

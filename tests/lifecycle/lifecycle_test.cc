@@ -62,6 +62,13 @@ INSTANTIATE_TEST_SUITE_P(Of, Replacement,
                          ::testing::Values("replaces_operators", "replaces_malloc"),
                          [](const auto& info) { return info.param; });
 
+TEST(ThreadWrapper, DoesNotMeetItself) {
+  FreshProcess options;
+  options.executable = Beside("wraps_threads");
+  ASSERT_TRUE(fs::exists(options.executable)) << options.executable;
+  EXPECT_TRUE(InFreshProcess("wraps_threads", options));
+}
+
 void AllocateAndFree(uint64_t seed, int count) {
   Random random(seed);
   std::vector<std::pair<void*, size_t>> blocks;

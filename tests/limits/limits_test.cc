@@ -249,6 +249,67 @@ void LiveOnBelowALimit() {
 
 TEST(ResourceLimitLater, IsLivedWith) { EXPECT_TRUE(InChild(LiveOnBelowALimit)); }
 
+bool CanMapMore() {
+  void* const mapped = mmap(nullptr, kMiB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return false;
+  munmap(mapped, kMiB);
+  std::thread([] { free(Escape(malloc(1000))); }).join();
+  return true;
+}
+
+// A limit above what is in use, though not above what is reserved: the heap and the program's own
+// mappings share what there is, as if it had been there from the start.
+PCM_SCENARIO(MostOfALimitThatComesLater) {
+  Blocks blocks;
+  Exhaust(blocks, 1000, 32 * kMiB);
+  SetLimit(RLIMIT_AS, kGiB);
+  // A preloaded library is told; in an archive the heap's growth has to find out.
+  if (Variant() != "linked") {
+    EXPECT_TRUE(CanMapMore());
+  }
+  Exhaust(blocks, 300 * 1024, 256 * kMiB);
+  EXPECT_TRUE(CanMapMore());
+  Exhaust(blocks, 1000, 512 * kMiB);
+  EXPECT_GE(blocks.bytes, 512 * kMiB);
+  EXPECT_TRUE(CanMapMore());
+  EXPECT_TRUE(Exhaust(blocks, 10 * kMiB, 2 * kGiB));
+  EXPECT_GE(blocks.bytes, 750 * kMiB);
+  blocks.Free(/*half=*/false);
+}
+
+TEST(ResourceLimitLater, LeavesMostOfItForUse) {
+  EXPECT_TRUE(InFreshProcess("MostOfALimitThatComesLater"));
+}
+
+// Buffers that grow in each other's way are moved, which takes more address space for a moment than
+// there may be, although the heap has room for all of them.
+void GrowBelow(decltype(RLIMIT_AS) which, size_t bytes) {
+  free(Escape(malloc(2 * kGiB)));
+  char* buffers[4] = {};
+  size_t size = 8 * kMiB;
+  for (int i = 0; size < 160 * kMiB; ++i) {
+    // The first moves find out what this kernel can do.
+    if (i == 30) SetLimit(which, bytes);
+    char*& buffer = buffers[i % 4];
+    const size_t old = malloc_usable_size(buffer);
+    char* const grown = static_cast<char*>(realloc(buffer, size));
+    if (grown == nullptr) break;
+    if (old != 0) {
+      EXPECT_EQ(grown[0] + grown[old - 1], 2 * (1 + i % 4));
+    }
+    buffer = grown;
+    buffer[0] = buffer[malloc_usable_size(buffer) - 1] = static_cast<char>(1 + i % 4);
+    if (i % 4 == 3) size += size / 8;
+  }
+  for (char* buffer : buffers) free(buffer);
+}
+
+TEST(ResourceLimitLater, MayComeBetweenMoves) {
+  EXPECT_TRUE(InChild([] { GrowBelow(RLIMIT_AS, 4 * kGiB); }));
+  EXPECT_TRUE(InChild([] { GrowBelow(RLIMIT_AS, 64 * kMiB); }));
+  EXPECT_TRUE(InChild([] { GrowBelow(RLIMIT_DATA, 64 * kMiB); }));
+}
+
 PCM_SCENARIO(StrictCommits) {
   Blocks blocks;
   Exhaust(blocks, 100, 128 * kMiB);

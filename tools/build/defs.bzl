@@ -95,6 +95,6 @@ def preload_library(name, malloc):
         linkshared = True,
         deps = [
             malloc,
-            "//allocator/api:dlopen",
+            "//allocator/api:interposed",
         ],
     )

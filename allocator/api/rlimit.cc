@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// setrlimit and prlimit that make room below a new limit on address space.
+//
+// The kernel counts what is only reserved against RLIMIT_AS. A limit that comes while the program runs
+// is below what the arena has reserved from the start, so every mmap and every new thread of the
+// program would be refused, however little memory is in use. The page heap finds out by itself when
+// it grows next; here it is told at once.
+//
+// System calls, not the next library's functions: most who call these are children between fork and
+// exec, where looking up a symbol may wait for a lock of the loader that nobody will release.
+//
+// Only in libpcmalloc.so, like dlopen: an archive must not bring names that a program may define.
+#include <errno.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+
+#include "allocator/api/exports.h"
+#include "allocator/base/syscall.h"
+#include "allocator/pages/page_heap.h"
+
+namespace pcmalloc {
+namespace {
+
+constexpr int kAddressSpace = 9;  // the kernel's RLIMIT_AS on x86 and arm64
+
+// The C library's struct rlimit and rlimit64, which are the kernel's where long has 64 bits.
+struct Limit {
+  uint64_t soft;
+  uint64_t hard;
+};
+
+int SetLimit(int pid, int resource, const Limit* limit, Limit* old) {
+  const long result = RawSyscall(SYS_prlimit64, pid, resource, limit, old);
+  if (result < 0) {
+    errno = static_cast<int>(-result);
+    return -1;
+  }
+  const bool own = pid == 0 || pid == RawSyscall(SYS_getpid);
+  if (own && resource == kAddressSpace && limit != nullptr) PageHeap::FitAddressSpace();
+  return 0;
+}
+
+}  // namespace
+}  // namespace pcmalloc
+
+using pcmalloc::Limit;
+using pcmalloc::SetLimit;
+
+// By other names here: the headers' declarations have enumerations for `resource` in C++ alone.
+extern "C" {
+
+PCM_EXPORT int pcmalloc_setrlimit(int resource, const Limit* limit) __asm__("setrlimit");
+PCM_EXPORT int pcmalloc_setrlimit(int resource, const Limit* limit) {
+  return SetLimit(0, resource, limit, nullptr);
+}
+
+PCM_EXPORT int pcmalloc_setrlimit64(int resource, const Limit* limit) __asm__("setrlimit64");
+PCM_EXPORT int pcmalloc_setrlimit64(int resource, const Limit* limit) {
+  return SetLimit(0, resource, limit, nullptr);
+}
+
+PCM_EXPORT int pcmalloc_prlimit(int pid, int resource, const Limit* limit,
+                                Limit* old) __asm__("prlimit");
+PCM_EXPORT int pcmalloc_prlimit(int pid, int resource, const Limit* limit, Limit* old) {
+  return SetLimit(pid, resource, limit, old);
+}
+
+PCM_EXPORT int pcmalloc_prlimit64(int pid, int resource, const Limit* limit,
+                                  Limit* old) __asm__("prlimit64");
+PCM_EXPORT int pcmalloc_prlimit64(int pid, int resource, const Limit* limit, Limit* old) {
+  return SetLimit(pid, resource, limit, old);
+}
+
+}  // extern "C"
