@@ -17,6 +17,7 @@
 #include "allocator/observe/stats.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/release.h"
+#include "pcmalloc/pcmalloc.h"
 #include "percpu/ops.h"
 #include "percpu/sabotage.h"
 #include "percpu/slabs.h"
@@ -151,6 +152,7 @@ percpu::Mode Choose(RseqRequest request, const rseq::Discovery& found, TextBuffe
 void Start() {
   // A set-uid program must not write files, or change how it works, at its caller's word.
   ParseConfig(getauxval(AT_SECURE) != 0 ? nullptr : Environment("PCMALLOC_CONF"));
+  if (GetConfig().stats_print) observe::KeepStderr();
   // Before the first Discover(): which length is registered is final.
   if (GetConfig().rseq == RseqRequest::kLegacy) rseq::RequestLength32();
   const rseq::Discovery& found = rseq::Discover();
@@ -185,8 +187,11 @@ __attribute__((destructor(101))) void Finish() { observe::ReportAtExit(WhoAmI())
 }  // namespace
 
 observe::Identity WhoAmI() {
-  return {ModeName(), ModeReason(), operation_counts.fast.load(std::memory_order_relaxed),
-          operation_counts.slow.load(std::memory_order_relaxed)};
+  const auto count = [](const std::atomic<uint64_t>& operations) {
+    return kCountOperations ? operations.load(std::memory_order_relaxed) : observe::kNotCounted;
+  };
+  return {pcmalloc_version(), ModeName(), ModeReason(), count(operation_counts.fast),
+          count(operation_counts.slow)};
 }
 
 void InitializeSlow() {

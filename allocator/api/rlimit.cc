@@ -2,10 +2,10 @@
 //
 // setrlimit and prlimit that make room below a new limit on address space.
 //
-// The kernel counts what is only reserved against RLIMIT_AS. A limit that comes while the program runs
-// is below what the arena has reserved from the start, so every mmap and every new thread of the
-// program would be refused, however little memory is in use. The page heap finds out by itself when
-// it grows next; here it is told at once.
+// The kernel counts what is only reserved against RLIMIT_AS. A limit that comes while the program
+// runs is below what the arena has reserved from the start, so every mmap and every new thread of
+// the program would be refused, however little memory is in use. The page heap finds out by itself
+// when it needs address space next; here it is told at once.
 //
 // System calls, not the next library's functions: most who call these are children between fork and
 // exec, where looking up a symbol may wait for a lock of the loader that nobody will release.

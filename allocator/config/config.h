@@ -2,8 +2,7 @@
 //
 // Purpose: what PCMALLOC_CONF="key:value,key:value" asked for. The keys are in config.def.
 // Invariants: constant-initialised with the defaults; changes only in ParseConfig(), before there
-// is
-//   a second thread; nothing is allocated; errno is kept.
+//   is a second thread; nothing is allocated; errno is kept.
 // Cost: reading a key is reading a field.
 #ifndef PCMALLOC_ALLOCATOR_CONFIG_CONFIG_H_
 #define PCMALLOC_ALLOCATOR_CONFIG_CONFIG_H_
@@ -33,6 +32,10 @@ inline constexpr const char* kThpRequestNames[] = {"auto", "always", "never"};
 
 enum class BackgroundThread : uint8_t { kAuto, kOn, kOff };
 inline constexpr const char* kBackgroundThreadNames[] = {"auto", "on", "off"};
+
+// Range of percpu_cache, bytes.
+inline constexpr uint64_t kLeastPercpuCache = uint64_t{64} << 10;
+inline constexpr uint64_t kMostPercpuCache = uint64_t{1} << 30;
 
 struct Config {
 #define PCM_CONFIG(type, name, unit, default_value, ...) type name = default_value;

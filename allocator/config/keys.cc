@@ -157,14 +157,19 @@ const Key* Closest(KeyTable table, Piece name) {
   return closest;
 }
 
-void ComplainOfUnknown(KeyTable table, Piece name, Piece value, TextBuffer& line) {
+// `value` is null if there was no colon.
+void ComplainOfUnknown(KeyTable table, Piece name, const Piece* value, TextBuffer& line) {
   line.Str("key ");
   AppendQuoted(name, line);
-  line.Str(" with value ");
-  AppendQuoted(value, line);
+  if (value != nullptr) {
+    line.Str(" with value ");
+    AppendQuoted(*value, line);
+  }
   line.Str(" is unknown");
   if (const Key* closest = Closest(table, name); closest != nullptr) {
     line.Str("; did you mean ").Str(closest->name).Str("?");
+  } else {
+    line.Str(".");
   }
   line.Str(" Accepted keys:");
   const char* separator = " ";
@@ -201,7 +206,7 @@ bool ParseItem(KeyTable table, void* fields, Piece item, TextBuffer& line) {
     AppendAccepted(key, line);
     return false;
   }
-  ComplainOfUnknown(table, name, value, line);
+  ComplainOfUnknown(table, name, colon == nullptr ? nullptr : &value, line);
   return false;
 }
 

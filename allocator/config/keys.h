@@ -7,8 +7,7 @@
 //      text           "decay:5s"      ->  field = 5000
 //
 // Invariants: whatever the text, only fields named by the table are written, and only with values
-// in
-//   range; nothing is allocated; errno is kept; the text is not changed.
+//   in range; nothing is allocated; errno is kept; the text is not changed.
 // Cost: once at start.
 #ifndef PCMALLOC_ALLOCATOR_CONFIG_KEYS_H_
 #define PCMALLOC_ALLOCATOR_CONFIG_KEYS_H_

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/observe/stats.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <type_traits>
@@ -22,7 +24,12 @@ namespace pcmalloc::observe {
 namespace {
 
 // One list drives both forms, so that they cannot differ.
-enum class Kind { kCount, kBytes };
+enum class Kind { kCount, kBytes, kCountIfAny };
+
+// No limit, not counted: all ones in a snapshot, null in JSON, since 2^64 - 1 is no number to most
+// readers of it.
+constexpr uint64_t kNone = UINT64_MAX;
+static_assert(kNone == release::kNoLimit && kNone == kNotCounted);
 // No pointers: each would be a relocation, and the page of it a private one, in every process.
 struct Row {
   char key[20];    // JSON
@@ -47,8 +54,8 @@ constexpr uint16_t Checked(size_t offset) {
   { key, label, Kind::kind, Checked<decltype(Snapshot{}.field)>(offsetof(Snapshot, field)) }
 
 constexpr Row kRows[] = {
-    PCM_ROW("small_operations", "small operations", kCount, small_operations),
-    PCM_ROW("fast_operations", "  served by sections", kCount, fast_operations),
+    PCM_ROW("small_operations", "small operations", kCountIfAny, small_operations),
+    PCM_ROW("fast_operations", "  served by sections", kCountIfAny, fast_operations),
     PCM_ROW("refills", "refills of slabs", kCount, front.refills),
     PCM_ROW("refill_objects", "  objects", kCount, front.refill_objects),
     PCM_ROW("flushes", "flushes of slabs", kCount, front.flushes),
@@ -90,6 +97,8 @@ constexpr Row kRows[] = {
 };
 #undef PCM_ROW
 
+constexpr size_t kColumn = 2 + sizeof(Row{}.label) + 2;  // where the values of the table begin
+
 void AppendJsonString(const char* text, TextBuffer& out) {
   out.Str("\"");
   for (; *text != '\0'; ++text) {
@@ -104,8 +113,9 @@ void AppendJsonString(const char* text, TextBuffer& out) {
 void WriteJsonFile(const Path& prefix, const Snapshot& snapshot) {
   Text<512> name;
   name.Str(prefix.text).Str(".").Int(RawSyscall(SYS_getpid)).Str(".json");
+  // The name can be foreseen, so in a directory of everybody's a link may wait there.
   const long fd = RawSyscall(SYS_openat, AT_FDCWD, name.c_str(),
-                             O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+                             O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0) {
     Text<> text;
     text.Str("stats_json: cannot write ").Str(name.c_str()).Str(" (");
@@ -124,10 +134,15 @@ void WriteJsonFile(const Path& prefix, const Snapshot& snapshot) {
 
 Snapshot TakeSnapshot(const Identity& identity) {
   Snapshot s = {};
+  s.program = program_invocation_short_name;
+  s.pid = static_cast<uint64_t>(RawSyscall(SYS_getpid));
+  s.version = identity.version;
   s.mode = identity.mode;
   s.reason = identity.reason;
   s.fast_operations = identity.fast_operations;
-  s.small_operations = identity.fast_operations + identity.slow_operations;
+  s.small_operations = identity.fast_operations == kNotCounted
+                           ? kNotCounted
+                           : identity.fast_operations + identity.slow_operations;
   s.aborts = rseq::Aborts();
   s.emergency_blocks = EmergencyBlocks();
   s.slabs = percpu::PopulatedSlabs();
@@ -147,14 +162,16 @@ Snapshot TakeSnapshot(const Identity& identity) {
 }
 
 void PrintTable(const Snapshot& snapshot, TextBuffer& out) {
-  out.Str("pcmalloc statistics\n");
-  out.Str("  mode").Pad(28).Str(snapshot.mode).Str("\n");
-  out.Str("  reason").Pad(28).Str(snapshot.reason).Str("\n");
-  out.Str("  background thread").Pad(28).Str(snapshot.background.state).Str("\n");
+  out.Str("pcmalloc ").Str(snapshot.version).Str(" statistics of ").Str(snapshot.program);
+  out.Str(", PID ").Dec(snapshot.pid).Str("\n");
+  out.Str("  mode").Pad(kColumn).Str(snapshot.mode).Str("\n");
+  out.Str("  reason").Pad(kColumn).Str(snapshot.reason).Str("\n");
+  out.Str("  background thread").Pad(kColumn).Str(snapshot.background.state).Str("\n");
   for (const Row& row : kRows) {
     const uint64_t value = row.Of(snapshot);
-    out.Str("  ").Str(row.label).Pad(28);
-    if (row.kind == Kind::kBytes && value == release::kNoLimit) {
+    if (row.kind == Kind::kCountIfAny && value == kNone) continue;
+    out.Str("  ").Str(row.label).Pad(kColumn);
+    if (value == kNone) {
       out.Str("none");
     } else if (row.kind == Kind::kBytes) {
       out.Bytes(value);
@@ -166,19 +183,44 @@ void PrintTable(const Snapshot& snapshot, TextBuffer& out) {
 }
 
 void PrintJson(const Snapshot& snapshot, TextBuffer& out) {
-  out.Str("{\"mode\": ");
+  out.Str("{\"program\": ");
+  AppendJsonString(snapshot.program, out);
+  out.Str(", \"pid\": ").Dec(snapshot.pid).Str(", \"version\": ");
+  AppendJsonString(snapshot.version, out);
+  out.Str(", \"mode\": ");
   AppendJsonString(snapshot.mode, out);
   out.Str(", \"reason\": ");
   AppendJsonString(snapshot.reason, out);
   out.Str(", \"background_thread\": ");
   AppendJsonString(snapshot.background.state, out);
   for (const Row& row : kRows) {
-    out.Str(", \"").Str(row.key).Str("\": ").Dec(row.Of(snapshot));
+    const uint64_t value = row.Of(snapshot);
+    out.Str(", \"").Str(row.key).Str("\": ");
+    if (value == kNone) {
+      out.Str("null");
+    } else {
+      out.Dec(value);
+    }
   }
   out.Str("}");
 }
 
 namespace {
+
+// The file that stderr was at the start, and a descriptor of it that the program does not know. A
+// program that closes all it finds may have opened another file by that number.
+struct Stderr {
+  int descriptor;
+  dev_t device;
+  ino_t inode;
+
+  bool Is(int fd) const {
+    struct stat now;
+    return fstat(fd, &now) == 0 && now.st_dev == device && now.st_ino == inode;
+  }
+};
+constinit Stderr kept_stderr = {-1, 0, 0};
+constexpr int kOutOfTheWay = 100;  // programs may count on low numbers
 
 ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE void Report(const Identity& identity) {
   const Config& config = GetConfig();
@@ -188,11 +230,22 @@ ABSL_ATTRIBUTE_COLD ABSL_ATTRIBUTE_NOINLINE void Report(const Identity& identity
   if (config.stats_print) {
     Text<4096> table;
     PrintTable(snapshot, table);
-    WriteAll(STDERR_FILENO, table.c_str(), table.size());
+    for (const int descriptor : {kept_stderr.descriptor, STDERR_FILENO}) {
+      if (!kept_stderr.Is(descriptor)) continue;
+      WriteAll(descriptor, table.c_str(), table.size());
+      break;
+    }
   }
 }
 
 }  // namespace
+
+ABSL_ATTRIBUTE_COLD void KeepStderr() {
+  const ErrnoSaver saver;
+  struct stat now;
+  if (fstat(STDERR_FILENO, &now) != 0) return;
+  kept_stderr = {fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, kOutOfTheWay), now.st_dev, now.st_ino};
+}
 
 void ReportAtExit(const Identity& identity) {
   const Config& config = GetConfig();

@@ -18,9 +18,12 @@
 namespace pcmalloc::observe {
 
 struct Snapshot {
+  const char* program;  // of its path the last part
+  uint64_t pid;
+  const char* version;
   const char* mode;
   const char* reason;
-  uint64_t small_operations;  // counted build only, else 0
+  uint64_t small_operations;  // kNotCounted but in the counted build
   uint64_t fast_operations;
   uint64_t aborts;
   uint64_t emergency_blocks;
@@ -37,10 +40,12 @@ struct Snapshot {
 };
 
 // What only the layer above knows.
+inline constexpr uint64_t kNotCounted = UINT64_MAX;
 struct Identity {
+  const char* version;
   const char* mode;
   const char* reason;
-  uint64_t fast_operations;
+  uint64_t fast_operations;  // kNotCounted but in the counted build
   uint64_t slow_operations;
 };
 
@@ -50,6 +55,10 @@ Snapshot TakeSnapshot(const Identity& identity);
 void PrintTable(const Snapshot& snapshot, TextBuffer& out);
 // One JSON object, no newline at its end.
 void PrintJson(const Snapshot& snapshot, TextBuffer& out);
+
+// At the start, if stats_print is asked for: keeps a descriptor of stderr, since many programs (all
+// of coreutils) have closed theirs by the time of ReportAtExit.
+void KeepStderr();
 
 // What stats_print and stats_json ask for.
 void ReportAtExit(const Identity& identity);

@@ -62,16 +62,16 @@ class Arena {
     SetSpan(page + span->pages - 1, span);
   }
 
-  // Gives the memory of the map entries inside of a kFree span to the system: they read as 0, so that
-  // lookups answer null.
+  // Gives the memory of the map entries inside of a kFree span to the system: they read as 0, so
+  // that lookups answer null.
   void ReturnMaps(const Span* span);
 
   // Makes at least `least` more pages usable, rather `wanted` if there is room and the kernel
   // agrees. Returns how many (zeroed, without map entries yet): 0 where there is no room or memory.
   size_t Grow(size_t least, size_t wanted);
 
-  // Unmaps what lies behind so many pages and their part of the maps, none of it committed. Where the
-  // maps end early others may map theirs: those addresses' entries read as no span, as before.
+  // Unmaps what lies behind so many pages and their part of the maps, none of it committed. Where
+  // the maps end early others may map theirs: those addresses' entries read as no span, as before.
   void CutTo(size_t pages);
 
   // Whether the 2 MiB that hold the address were asked for as a hugepage.

@@ -9,8 +9,8 @@
 // Invariants: a span is in one bin at most, linked through prev and next; the structure knows sizes
 //   and addresses only, neither neighbours nor arenas; not thread-safe; constant-initialised.
 // Cost: Insert and Remove touch the span and its list neighbours; Find looks at no more than
-//   `patience` spans of the bin in which not all fit, then takes the next bin's first; FindAligned at
-//   no more than kAlignedPatience of those that fit if they begin where they should.
+//   `patience` spans of the bin in which not all fit, then takes the next bin's first; FindAligned
+//   at no more than kAlignedPatience of those that fit if they begin where they should.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_FREE_SPANS_H_
 #define PCMALLOC_ALLOCATOR_PAGES_FREE_SPANS_H_
 
@@ -44,8 +44,8 @@ class FreeSpans {
   Span* Find(size_t pages, int patience = kPatience) const;
 
   // A span that holds `pages` pages from a multiple of `alignment` bytes on (a power of two,
-  // >= kPageSize). What an aligned block has left when it was freed fits the next one although it is
-  // not longer than that, so shorter spans are looked at before one that is sure to.
+  // >= kPageSize). What an aligned block has left when it was freed fits the next one although it
+  // is not longer than that, so shorter spans are looked at before one that is sure to.
   Span* FindAligned(size_t pages, size_t alignment) const;
 
   // For walks from the longest spans to the shortest: the highest bin that is not empty and is at

@@ -10,7 +10,8 @@
 //   zero; of warm ones `zeroed` tells those that nobody wrote to. Cold spans begin and end on the
 //   kernel's pages: where those are longer than ours, the rest of a kernel page that is taken in
 //   part becomes warm, all zero. The same goes for hugepages: one that was asked for is cold
-//   altogether or nowhere. `return_lock` is held while spans are kReturning, and taken before `lock`.
+//   altogether or nowhere. `return_lock` is held while spans are kReturning, and
+//   taken before `lock`.
 // Cost: constant time each.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_HEAP_H_
 #define PCMALLOC_ALLOCATOR_PAGES_HEAP_H_
@@ -177,8 +178,8 @@ void NoteGrowth();
 // 0 when below, or without one. Needs the lock.
 uint64_t BytesAboveSoftLimit();
 
-// Puts back what is kReturning, Spans' blocks included, in a fork's child whose parent was at it. Needs
-// the lock.
+// Puts back what is kReturning, Spans' blocks included, in a fork's child whose parent was at it.
+// Needs the lock.
 void RecoverReturning();
 
 // What the policy wants back now that pages were given, or got memory; 0 mostly. Needs the lock.

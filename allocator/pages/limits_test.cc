@@ -221,8 +221,8 @@ TEST(LimitsTest, RefusedCommitmentUsesWhatIsThere) {
   });
 }
 
-// To make room under the limit what is idle goes back, also what lies behind the block that is to grow:
-// its pages need memory again, and more than the limit allows.
+// To make room under the limit what is idle goes back, also what lies behind the block that is to
+// grow: its pages need memory again, and more than the limit allows.
 TEST(LimitsTest, GrowthInPlaceKeepsTheHardLimit) {
   InChild([] {
     constexpr uint64_t kPart = uint64_t{8} << 20;

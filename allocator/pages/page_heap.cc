@@ -57,7 +57,6 @@ size_t ColdTail(const Arena& arena) {
 // A cold span of at least `need` pages by growing an arena, the first one that has the room.
 Span* GrowFor(size_t need) {
   if (Arenas::count() == 0 && Arenas::Create(need) == nullptr) return nullptr;
-  (void)Arenas::FitInto(os::AddressSpaceLimit());
   bool refused = false;
   for (int i = 0; i < Arenas::count(); ++i) {
     Arena& arena = Arenas::at(i);
@@ -133,8 +132,8 @@ Span* FindColdForHuge(size_t pages) {
   return span;
 }
 
-// Pages without memory for a request, new ones if need be. *alignment becomes larger where memory is
-// to come in hugepages.
+// Pages without memory for a request, new ones if need be. *alignment becomes larger where memory
+// is to come in hugepages.
 Span* FindCold(size_t pages, Fill fill, size_t* alignment) {
   if (fill != Fill::kPages) {
     if (Span* span = FindColdForHuge(fill == Fill::kHuge ? kSurelyHuge : pages + kHugePages - 1)) {
@@ -174,9 +173,9 @@ FreeBehind LookBehind(const Arena& arena, const Span* span, size_t missing) {
 constexpr size_t kShortestInRun = (size_t{128} << 10) >> kPageShift;
 constexpr size_t kWarmDivisor = 8;
 
-// Warm spans that are too short by themselves, but not together with the free ones, cold mostly, beside
-// them. Such a block costs page faults for a part of it only, and what is idle becomes less instead
-// of what is used more. Returns the run's first span; the block begins in it, at *start.
+// Warm spans that are too short by themselves, but not together with the free ones, cold mostly,
+// beside them. Such a block costs page faults for a part of it only, and what is idle becomes less
+// instead of what is used more. Returns the run's first span; the block begins in it, at *start.
 Span* FindRun(size_t pages, uintptr_t* start) {
   if (pages < kShortestInRun) return nullptr;
   int patience = FreeSpans::kPatience;
@@ -309,8 +308,8 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
     if (!all_returned) return PageResult::kReentrant;
     result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
   }
-  // Spans of small objects are taken under the lock of their class, which is to be held briefly; the
-  // clock is for those who give.
+  // Spans of small objects are taken under the lock of their class, which is to be held briefly;
+  // the clock is for those who give.
   if (size_class == 0 && excess != 0) pages::Maintain(excess);
   return result;
 }

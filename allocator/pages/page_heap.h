@@ -98,8 +98,8 @@ class PageHeap {
 
   // For a sweep over all spans of small blocks in the order of their addresses: those that begin in
   // some stretch of at most kBytes, from `from` on, which moves behind it. They may be other spans
-  // by the time they are looked at, but Span objects stay readable. False at the end of the heap, in
-  // a signal handler inside the page heap too.
+  // by the time they are looked at, but Span objects stay readable. False at the end of the heap,
+  // in a signal handler inside the page heap too.
   static bool Next(Stretch* stretch);
 
   // Returns the memory of free blocks inside of a kSmall span, a range of whole kernel pages. The
@@ -131,8 +131,8 @@ class PageHeap {
   static void SetIdleLimit(size_t bytes);
 
   // After RLIMIT_AS has changed: gives up what is reserved beyond what a process under such a limit
-  // would have. Growth does the same by itself, but until then the program's own mmaps fail.
-  // Async-signal-safe.
+  // would have. The page heap does the same when it is refused address space itself, but until then
+  // the program's own mmaps fail. Async-signal-safe.
   static void FitAddressSpace();
 
   static PageStats Stats();

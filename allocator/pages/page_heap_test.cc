@@ -137,8 +137,8 @@ TEST(PageHeapTest, FreedNeighboursMergeInAnyOrder) {
   ASSERT_EQ(PageHeap::Give(block), PageResult::kOk);
 }
 
-// What a block leaves over has a beginning that nobody wrote to; behind it, once it is free too, lies
-// one that somebody did.
+// What a block leaves over has a beginning that nobody wrote to; behind it, once it is free too,
+// lies one that somebody did.
 TEST(PageHeapTest, LargeBlocksBeginWhereOthersBegan) {
   PageHeap::Release(SIZE_MAX);  // nothing warm but what follows
   Span* left = TakeOrNull(96);

@@ -32,9 +32,9 @@ struct ReleasePolicy {
   static constexpr size_t kShortestRange = size_t{128} << 10;
   static constexpr size_t kShortestOldRange = size_t{32} << 10;
 
-  // How many of the `idle` bytes should go: what is above the bound and so much below it that the next
-  // pass is as much freed memory away. Of a large bound, which is large because what went came back,
-  // that is a small part.
+  // How many of the `idle` bytes should go: what is above the bound and so much below it that the
+  // next pass is as much freed memory away. Of a large bound, which is large because what went came
+  // back, that is a small part.
   static constexpr uint64_t kPass = uint64_t{3} << 19;
   static constexpr uint64_t BytesToReturn(uint64_t idle, uint64_t bound) {
     if (idle <= bound) return 0;
@@ -55,8 +55,8 @@ struct ReleasePolicy {
   }
 };
 
-// How much may be idle: little, until it turns out that what was returned is needed again at once. A
-// heap that breathes may keep what it breathes with; whether it still does, age will tell.
+// How much may be idle: little, until it turns out that what was returned is needed again at once.
+// A heap that breathes may keep what it breathes with; whether it still does, age will tell.
 //
 //      used   peak  - - /\ - - - - /\ - - - - - - /\ - -
 //                      /  \ first  /  \ from now   /  \      what went and came may be idle
@@ -64,8 +64,8 @@ struct ReleasePolicy {
 //                           returned     kept
 class IdleBound {
  public:
-  // What may be idle whatever is used, the part of the used memory that may, and the one that may where
-  // it is needed again.
+  // What may be idle whatever is used, the part of the used memory that may, and the one that may
+  // where it is needed again.
   static constexpr uint64_t kLeast = uint64_t{3} << 20;
   static constexpr uint64_t kMost = uint64_t{16} << 20;
   static constexpr uint64_t kLeastDivisor = 32;
@@ -73,9 +73,9 @@ class IdleBound {
 
   // How far the bound of a heap may rise that has shown that it needs what is idle.
   enum class Reach : uint8_t {
-    // Half as much again as was used at its height of late: where large blocks of many sizes come and go
-    // a free range seldom fits the next one, and with less idle memory would go and come back all the
-    // time. (What is used swings there; a bound that swung along would do it, too.)
+    // Half as much again as was used at its height of late: where large blocks of many sizes come
+    // and go a free range seldom fits the next one, and with less idle memory would go and come
+    // back all the time. (What is used swings there; a bound that swung along would do it, too.)
     kRanges,
     // What is missing to that height: an object's place fits every other of its class.
     kPlaces,
@@ -126,8 +126,8 @@ class IdleBound {
     if (bytes_ > most) bytes_ = most;
   }
 
-  // A step of the ages has passed: a peak is forgotten in as many as IdleAges has, and what has been
-  // learnt has to be learnt again now and then.
+  // A step of the ages has passed: a peak is forgotten in as many as IdleAges has, and what has
+  // been learnt has to be learnt again now and then.
   constexpr void Age(uint64_t used) {
     peak_ = used >= peak_ ? used : peak_ - (peak_ - used) / 8;
     bytes_ -= bytes_ / 32;
@@ -214,8 +214,8 @@ class IdleAges {
   uint64_t since_retry_ = 0;
 };
 
-// The ages' steps by the time that callers bring along. Due and Note may be called by anybody at any
-// time, the others by one thread at a time.
+// The ages' steps by the time that callers bring along. Due and Note may be called by anybody at
+// any time, the others by one thread at a time.
 class IdleClock {
  public:
   // Whether Step makes sense.

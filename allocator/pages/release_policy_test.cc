@@ -106,8 +106,8 @@ TEST(IdleBoundTest, GoesByWhatWasUsedAtTheHeight) {
   EXPECT_EQ(bound.For(140 * kMiB), 210 * kMiB);
 }
 
-// Inside of spans, where a free place fits every object of its class, what is missing to the height is
-// enough.
+// Inside of spans, where a free place fits every object of its class, what is missing to the
+// height is enough.
 TEST(IdleBoundTest, OfPlacesGoesByWhatIsMissingToTheHeight) {
   constexpr uint64_t kMiB = uint64_t{1} << 20;
   IdleBound bound(IdleBound::Reach::kPlaces);

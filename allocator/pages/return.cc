@@ -7,8 +7,8 @@
 //      (no lock) Call    madvise
 //      lock      Settle  kReturning --> cold, merged
 //
-// Of a hugepage that is in use in part nothing goes, unless the order is to break it: then the kernel
-// splits it, and it is not asked for again before it was cold altogether.
+// Of a hugepage that is in use in part nothing goes, unless the order is to break it: then the
+// kernel splits it, and it is not asked for again before it was cold altogether.
 //
 // return_lock is held throughout, so there is one such batch at a time. fork does not wait for it:
 // the child puts the ranges back.
@@ -64,8 +64,8 @@ class Returning {
   int refusals_ = 0;
 };
 
-// Takes the upper end of a warm span out of the heap, `most` bytes or a little more. False: there is
-// nothing that can go, or no Span object.
+// Takes the upper end of a warm span out of the heap, `most` bytes or a little more. False: there
+// is nothing that can go, or no Span object.
 bool Returning::PickFrom(Span* span, uint64_t most) {
   Arena& arena = ArenaOf(span);
   const uintptr_t unit = Bytes(PagesPerKernelPage());
@@ -245,7 +245,8 @@ void ReturnColdMaps() {
   }
 }
 
-// What describes memory goes after it: a heap that was large once would keep 0.4 % of that for good.
+// What describes memory goes after it: a heap that was large once would keep 0.4 % of
+// that for good.
 void ReturnMetadata() {
   void* block = nullptr;
   bool returned = false;

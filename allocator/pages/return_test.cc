@@ -97,7 +97,8 @@ TEST(ReturnTest, BreathingCostsNoCalls) {
   });
 }
 
-// A block longer than what may be idle comes and goes: half of it would be of no use to the next one.
+// A block longer than what may be idle comes and goes: half of it would be of no use to
+// the next one.
 TEST(ReturnTest, ALongRangeGoesAsAWhole) {
   InChild([] {
     ParseConfig("decay:never,thp:never");
@@ -144,12 +145,9 @@ TEST(ReturnTest, GrowthIsMadeUpFor) {
   });
 }
 
-// Blocks of all lengths that are replaced leave holes, more than an eighth among few. They are needed
-// again, so after a while nothing goes.
-// Large blocks of all sizes that come and go: what is idle between two does not go and come back.
-// Page faults of so many replacements of random ones among `live` blocks, which are written to all over,
-// after a quarter as many that do not count. The blocks' lengths are from `least` pages to five octaves
-// above.
+// Page faults of so many replacements of random ones among `live` blocks, which are written to all
+// over, after a quarter as many that do not count. The blocks' lengths are from `least` pages to
+// five octaves above.
 long FaultsOfLargeBlocks(size_t live, size_t least, int replacements) {
   std::mt19937 random(1);
   std::vector<Span*> spans(live);
@@ -174,6 +172,7 @@ long FaultsOfLargeBlocks(size_t live, size_t least, int replacements) {
   return faults() - before;
 }
 
+// Large blocks of all sizes that come and go: what is idle between two does not go and come back.
 TEST(ReturnTest, WhatLargeBlocksLeaveStaysForTheNext) {
   InChild([] {
     ParseConfig("decay:60s");
@@ -189,6 +188,8 @@ TEST(ReturnTest, WhatLargeBlocksLeaveStaysForTheNext) {
   });
 }
 
+// Blocks of all lengths that are replaced leave holes, more than an eighth among few. They are
+// needed again, so after a while nothing goes.
 TEST(ReturnTest, HolesThatAreNeededAgainStay) {
   InChild([] {
     ParseConfig("decay:never,thp:never");

@@ -22,8 +22,8 @@ namespace pcmalloc {
 inline constexpr int kPageShift = 13;
 inline constexpr size_t kPageSize = size_t{1} << kPageShift;
 
-// So many pages hold a run of `pages` pages from a multiple of `alignment` bytes on (a power of two,
-// >= kPageSize) wherever they begin.
+// So many pages hold a run of `pages` pages from a multiple of `alignment` bytes on (a power of
+// two, >= kPageSize) wherever they begin.
 constexpr size_t PagesToAlign(size_t pages, size_t alignment) {
   return pages + (alignment >> kPageShift) - 1;
 }

@@ -9,8 +9,8 @@
 //      partly_used  ->  empty (resident)  ->  returned (all but the first page)  ->  a new block
 //      (where the next Span comes from; a block without a free Span is in no list)
 //
-// Invariants: the caller holds the page heap's lock; blocks are never unmapped: a stale pointer to a
-//   Span may be read; a Span that is free, or whose memory was returned, covers no address.
+// Invariants: the caller holds the page heap's lock; blocks are never unmapped: a stale pointer to
+//   a Span may be read; a Span that is free, or whose memory was returned, covers no address.
 // Cost: Take and Give are one or two list operations; Reserve maps a chunk of blocks when too few
 //   Spans are left.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_SPAN_STORE_H_

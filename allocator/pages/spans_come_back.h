@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: a fixture for tests of the layers above the page heap.
-// Invariants: when a test ends, whatever was handed out has come back and nothing else holds a span, or
-//   the test has failed.
+// Invariants: when a test ends, whatever was handed out has come back and nothing else holds a
+//   span, or the test has failed.
 // Cost: for tests.
 #ifndef PCMALLOC_ALLOCATOR_PAGES_SPANS_COME_BACK_H_
 #define PCMALLOC_ALLOCATOR_PAGES_SPANS_COME_BACK_H_

@@ -29,7 +29,6 @@ constexpr int kPressureBegins = 500;
 constexpr int kPressureEnds = 100;
 
 // Below, a CPU's cache would hardly save a trip to the layers below.
-constexpr uint64_t kLeastBudget = uint64_t{64} << 10;
 
 using Bytes = std::atomic<uint64_t>;
 constinit Bytes soft{kNoLimit};
@@ -104,7 +103,7 @@ uint64_t BudgetInForce() {
   const uint64_t limit = Least(LimitInForce(), hard.load(std::memory_order_relaxed));
   if (limit != kNoLimit) {
     const uint64_t share = limit / 8 / CpuCount();
-    budget = Least(budget, share < kLeastBudget ? kLeastBudget : share);
+    budget = Least(budget, share < kLeastPercpuCache ? kLeastPercpuCache : share);
   }
   if (UnderPressure()) budget /= 4;
   return budget;
@@ -227,7 +226,8 @@ void SetHardLimit(uint64_t bytes) {
 }
 
 void SetPercpuCache(uint64_t bytes) {
-  percpu_cache.store(bytes, std::memory_order_relaxed);
+  if (bytes < kLeastPercpuCache) bytes = kLeastPercpuCache;
+  percpu_cache.store(Least(bytes, kMostPercpuCache), std::memory_order_relaxed);
   Apply();
 }
 

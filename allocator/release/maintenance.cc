@@ -21,14 +21,16 @@ namespace {
 // Looks in a row that must find the same before it counts as idle.
 constexpr uint8_t kIdleLooks = 2;
 
-// Where most of what spans have is free, it may be what caches hold that keeps the spans: caches are
-// emptied once they have been the same for a short while. Two such looks a period: what slabs held
-// lies in transfer caches after the first. More, and caches that are in use would keep us awake.
+// Where most of what spans have is free, it may be what caches hold that keeps the spans: caches
+// are emptied once they have been the same for a short while. Two such looks a period: what
+// slabs held lies in transfer caches after the first. More, and caches that are in use would
+// keep us awake.
 constexpr uint8_t kIdleLooksInHurry = 1;
 constexpr uint64_t kHurryMs = 100;
 constexpr int kHurriesInAPeriod = 2;
 constexpr uint64_t kWorthHurry = uint64_t{4} << 20;
-// The pause after slow paths have emptied caches and few spans became whole: blocks in use keep them.
+// The pause after slow paths have emptied caches and few spans became whole: blocks in
+// use keep them.
 constexpr uint64_t kGatherInVainMs = 500;
 
 constexpr uint64_t kLeastWaitMs = 10;
@@ -39,8 +41,8 @@ struct Watched {
   uint8_t looks;  // that found `state`; kGivenUp: draining it changed nothing
   static constexpr uint8_t kGivenUp = 0xff;
 
-  // Whether it is time to drain it, after so many looks. `pending` becomes true if it will be, unless
-  // it changes.
+  // Whether it is time to drain it, after so many looks. `pending` becomes true if it will be,
+  // unless it changes.
   bool Look(uint64_t now, bool holds, uint8_t enough, bool* changed, bool* pending) {
     if (now != state) {
       *this = {now, 0};

@@ -10,9 +10,10 @@
 //      nothing changed for the decay time ---------------------> all of it ----------^
 //      PSI or a limit ----------------------> caches shrink, all of it goes at once --'
 //
-// Invariants: one caller of Maintain at a time; nothing is allocated; no CPU is stopped unless its slab held
-//   objects and did not change over two periods (or memory is short, or mostly free); a change that is missed (a
-//   section and its opposite between two looks) costs a needless drain, never more.
+// Invariants: one caller of Maintain at a time; nothing is allocated; no CPU is stopped unless
+//   its slab held objects and did not change over two periods (or memory is short, or mostly
+//   free); a change that is missed (a section and its opposite between two looks) costs a
+//   needless drain, never more.
 // Cost: a KiB read for each CPU in use and one short hold of the page heap's lock a period; drains
 //   and returns as they come. GatherOnTick: four loads; 20 to 50 ns an object that it moves.
 #ifndef PCMALLOC_ALLOCATOR_RELEASE_MAINTENANCE_H_
@@ -32,10 +33,10 @@ constexpr uint64_t PeriodMs(uint64_t decay_ms) {
 // allocates or frees again.
 uint64_t Maintain(uint64_t now_ms);
 
-// For slow paths where there is no thread; any number of callers. Where more of the memory of spans is
-// free than in use, empties the slab of the CPU that it runs on and all transfer caches: every 0.1 s for a
-// CPU at most, every 0.5 s where that brings little. Waits for no CPU and makes no system call but what the
-// page heap does with spans that have become whole.
+// For slow paths where there is no thread; any number of callers. Where more of the memory of spans
+// is free than in use, empties the slab of the CPU that it runs on and all transfer caches: every
+// 0.1 s for a CPU at most, every 0.5 s where that brings little. Waits for no CPU and makes no
+// system call but what the page heap does with spans that have become whole.
 void GatherOnTick(uint64_t now_ms);
 
 // Forgets what was seen: for a new thread, whose predecessor may have been lost in a fork.

@@ -184,8 +184,8 @@ TEST(LargeRealloc, ABufferThatGrowsStaysWhereItIs) {
     memset(p + size, static_cast<int>(size / kStep), kStep);
     size += kStep;
   }
-  // It moves to where it can double: behind it a span may be in use, or may be free for much longer.
-  // From one size class to the next would be 20 moves.
+  // It moves to where it can double: behind it a span may be in use, or may be free for much
+  // longer. From one size class to the next would be 20 moves.
   EXPECT_LE(moves, 5);
   for (size_t at = 40 << 10; at < size; at += kStep) {
     ASSERT_EQ(p[at], static_cast<char>(at / kStep)) << at;

@@ -263,7 +263,7 @@ PCM_SCENARIO(MostOfALimitThatComesLater) {
   Blocks blocks;
   Exhaust(blocks, 1000, 32 * kMiB);
   SetLimit(RLIMIT_AS, kGiB);
-  // A preloaded library is told; in an archive the heap's growth has to find out.
+  // A preloaded library is told; in an archive the heap has to be refused something first.
   if (Variant() != "linked") {
     EXPECT_TRUE(CanMapMore());
   }

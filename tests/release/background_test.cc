@@ -142,8 +142,8 @@ PCM_SCENARIO(Decays) {
 }
 TEST(Background, MemoryDecaysWhileNobodyCalls) { EXPECT_TRUE(RunWith("Decays", "decay:2s")); }
 
-// A heap of mixed sizes in which every span has lost some blocks to a cache: freed, it is kept by what
-// caches hold. One thread, and no age at which memory would go.
+// A heap of mixed sizes in which every span has lost some blocks to a cache: freed, it is kept by
+// what caches hold. One thread, and no age at which memory would go.
 PCM_SCENARIO(EmptiedHeapGoes) {
   const size_t at_start = Measure().resident;
   Random random(1);

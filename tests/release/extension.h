@@ -38,7 +38,9 @@ inline int64_t Statistic(const char* name) {
   char key[64];
   snprintf(key, sizeof(key), "\"%s\": ", name);
   const char* found = strstr(text, key);
-  return found == nullptr ? -2 : static_cast<int64_t>(strtoull(found + strlen(key), nullptr, 10));
+  if (found == nullptr) return -2;
+  const char* const value = found + strlen(key);
+  return *value == 'n' ? -1 : static_cast<int64_t>(strtoull(value, nullptr, 10));
 }
 
 // Threads of this process, from the links of the directory: no descriptor, no allocation.

@@ -142,8 +142,8 @@ TEST(Limit, NothingIdleStaysAboveTheSoftOne) {
   EXPECT_TRUE(RunWith("SoftLimit", "limit_soft:8M,decay:never"));
 }
 
-// Holes in spans have no memory, so they are no growth either: a heap above its limit is looked over
-// when it has grown by a part of it, not at each request.
+// Holes in spans have no memory, so they are no growth either: a heap above its limit is looked
+// over when it has grown by a part of it, not at each request.
 PCM_SCENARIO(SoftLimitWithHoles) {
   constexpr size_t kSize = 4096;
   std::vector<void*> blocks(24'000);
@@ -208,6 +208,10 @@ PCM_SCENARIO(PercpuCache) {
   EXPECT_LE(Statistic("slab_held_bytes"), cpus * 64 << 10);
   EXPECT_LE(Statistic("capacity_bytes"), cpus * 64 << 10);
   EXPECT_TRUE(Burst(kMiB, 3000));
+  Tell("pcmalloc_set_percpu_cache", 1);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), 64u << 10);
+  Tell("pcmalloc_set_percpu_cache", SIZE_MAX);
+  EXPECT_EQ(Ask("pcmalloc_percpu_cache"), size_t{1} << 30);
 }
 TEST(Limit, OfACpusCache) { EXPECT_TRUE(RunWith("PercpuCache", "percpu_cache:512K")); }
 
