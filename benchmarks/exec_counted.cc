@@ -33,6 +33,71 @@ void Report(int fd, const char* metric, const char* unit, double value) {
   dprintf(fd, "{\"metric\":\"%s\",\"unit\":\"%s\",\"value\":%.10g}\n", metric, unit, value);
 }
 
+void InstallPassOn() {
+  struct sigaction action = {};
+  action.sa_handler = PassOn;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+// In the child: becomes the program once the parent has closed its end of the gate.
+[[noreturn]] void BecomeProgram(const int (&gate)[2], const char* preload, char** program) {
+  char go;
+  close(gate[1]);
+  while (read(gate[0], &go, 1) < 0 && errno == EINTR) {
+  }
+  signal(SIGTERM, SIG_DFL);
+  signal(SIGINT, SIG_DFL);
+  if (strcmp(preload, "-") != 0) setenv("LD_PRELOAD", preload, 1);
+  execvp(program[0], program);
+  perror(program[0]);
+  _exit(127);
+}
+
+// Waits for the child to end; false if that cannot be done.
+bool Wait(int* status, rusage* usage) {
+  while (wait4(child, status, 0, usage) < 0) {
+    if (errno != EINTR) {
+      perror("wait4");
+      return false;
+    }
+  }
+  return true;
+}
+
+// What the kernel's counters say of the child and its children, from their exec on.
+class HardwareCounters {
+ public:
+  HardwareCounters()
+      : cycles_(Open(PERF_COUNT_HW_CPU_CYCLES)), instructions_(Open(PERF_COUNT_HW_INSTRUCTIONS)) {}
+
+  void Report(int fd) const {
+    ReportOne(fd, cycles_, "cycles", "user cycles");
+    ReportOne(fd, instructions_, "instructions", "user instructions");
+  }
+
+ private:
+  int Open(uint64_t event) {
+    return pcmalloc::bench::OpenHardwareCounter(event, child, true, true, &user_only_);
+  }
+
+  void ReportOne(int fd, int counter, const char* name, const char* name_of_user_part) const {
+    const double count = pcmalloc::bench::ReadHardwareCounter(counter);
+    if (count >= 0) ::Report(fd, name, user_only_ ? name_of_user_part : name, count);
+  }
+
+  bool user_only_ = false;
+  int cycles_;
+  int instructions_;
+};
+
+void ReportUsage(int fd, const rusage& usage, double wall_seconds) {
+  Report(fd, "cpu_seconds", "s", Seconds(usage.ru_utime) + Seconds(usage.ru_stime));
+  Report(fd, "wall_seconds", "s", wall_seconds);
+  Report(fd, "max_rss_bytes", "B", static_cast<double>(usage.ru_maxrss) * 1024);
+  Report(fd, "page_faults", "faults", static_cast<double>(usage.ru_minflt + usage.ru_majflt));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -46,54 +111,22 @@ int main(int argc, char** argv) {
     perror(argv[1]);
     return 2;
   }
-  struct sigaction action = {};
-  action.sa_handler = PassOn;
-  sigaction(SIGTERM, &action, nullptr);
-  sigaction(SIGINT, &action, nullptr);
+  InstallPassOn();
   child = fork();
   if (child < 0) {
     perror("fork");
     return 2;
   }
-  if (child == 0) {
-    char go;
-    close(gate[1]);
-    while (read(gate[0], &go, 1) < 0 && errno == EINTR) {
-    }
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
-    if (strcmp(argv[2], "-") != 0) setenv("LD_PRELOAD", argv[2], 1);
-    execvp(argv[3], argv + 3);
-    perror(argv[3]);
-    _exit(127);
-  }
-  bool user_only = false;
-  const int cycles =
-      pcmalloc::bench::OpenHardwareCounter(PERF_COUNT_HW_CPU_CYCLES, child, true, true, &user_only);
-  const int instructions = pcmalloc::bench::OpenHardwareCounter(PERF_COUNT_HW_INSTRUCTIONS, child,
-                                                                true, true, &user_only);
+  if (child == 0) BecomeProgram(gate, argv[2], argv + 3);
+  const HardwareCounters counters;
   const uint64_t begin = pcmalloc::bench::MonotonicNs();
   close(gate[1]);  // the counters are in place: let it exec
   int status;
   rusage usage;
-  while (wait4(child, &status, 0, &usage) < 0) {
-    if (errno != EINTR) {
-      perror("wait4");
-      return 2;
-    }
-  }
+  if (!Wait(&status, &usage)) return 2;
   const double wall = static_cast<double>(pcmalloc::bench::MonotonicNs() - begin) * 1e-9;
-  Report(report, "cpu_seconds", "s", Seconds(usage.ru_utime) + Seconds(usage.ru_stime));
-  Report(report, "wall_seconds", "s", wall);
-  Report(report, "max_rss_bytes", "B", static_cast<double>(usage.ru_maxrss) * 1024);
-  Report(report, "page_faults", "faults", static_cast<double>(usage.ru_minflt + usage.ru_majflt));
-  const double cycle_count = pcmalloc::bench::ReadHardwareCounter(cycles);
-  const double instruction_count = pcmalloc::bench::ReadHardwareCounter(instructions);
-  if (cycle_count >= 0) Report(report, "cycles", user_only ? "user cycles" : "cycles", cycle_count);
-  if (instruction_count >= 0) {
-    Report(report, "instructions", user_only ? "user instructions" : "instructions",
-           instruction_count);
-  }
+  ReportUsage(report, usage, wall);
+  counters.Report(report);
   if (WIFSIGNALED(status)) return 128 + WTERMSIG(status);
   return WEXITSTATUS(status);
 }

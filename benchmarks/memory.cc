@@ -47,8 +47,8 @@ void* IdleThread(void* argument) {
   return nullptr;
 }
 
-// RSS that 200 mixed allocations leave behind in each of many threads that then do nothing: soon, and
-// when allocators that return memory with time have had some.
+// RSS that 200 mixed allocations leave behind in each of many threads that then do nothing: soon,
+// and when allocators that return memory with time have had some.
 void IdleThreads(const char* row, const Arguments& arguments) {
   const int count = static_cast<int>(arguments.Get("threads", 1000));
   Table<pthread_t> threads(static_cast<size_t>(count));
@@ -111,8 +111,9 @@ void* Nothing(void*) {
   while (true) pause();
 }
 
-// A server (it has a second thread) that is busy now and then: a tenth of its blocks stays, the rest
-// comes and goes with each burst. What does a burst cost after the first, what is resident meanwhile?
+// A server (it has a second thread) that is busy now and then: a tenth of its blocks
+// stays, the rest comes and goes with each burst. What does a burst cost after the first,
+// what is resident meanwhile?
 void Bursts(const char* row, const Arguments& arguments) {
   const double gap = arguments.Get("gap", atof(strchr(row, '/') + 1));
   const int bursts = static_cast<int>(arguments.Get("bursts", 6));

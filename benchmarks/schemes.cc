@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What one pop and one push cost in each scheme: legacy (cached pointer), v2safe-cpu, v2safe-cid and
-// locked, each in processes of its own (the mode of a process is final), in turn A B C D A B C D.
+// What one pop and one push cost in each scheme: legacy (cached pointer), v2safe-cpu,
+// v2safe-cid and locked, each in processes of its own (the mode of a process is final), in turn
+// A B C D A B C D.
 //
 //   schemes [--rounds=15] [--pairs=5000000] [--json]
 #include <fcntl.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the critical sections on a slab, aarch64: the same five as in ops_x86_64.h, where each has
-//   its comment.
+// Purpose: the critical sections on a slab, aarch64: the same five as in ops_x86_64.h, where each
+//   has its comment.
 // Invariants: the index is loaded inside the section; one store commits, last; an aborted section
 //   starts anew and loads everything again; a section that did not commit has changed nothing that
 //   anybody reads. What orders memory accesses, on a machine that keeps no order by itself:

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the legacy scheme's critical sections, x86_64: the slab pointer is cached in a word whose
-//   high half is the kernel's cpu_id_start. Pseudo-code of each stands in percpu/README.md under the
-//   same name.
+// Purpose: the legacy scheme's critical sections, x86_64: the slab pointer is cached in a word
+//   whose high half is the kernel's cpu_id_start. Pseudo-code of each stands in percpu/README.md
+//   under the same name.
 //
 //      word    1 x x x ... slab pointer      bit 63 set: valid
 //              0 c c c c | ...               the kernel wrote the CPU's number: not valid
 //
 // Invariants: used only where the probe has shown that the kernel rewrites cpu_id_start whenever it
-//   preempts a thread, delivers a signal to it or fences it, and where Discovery::cached_word is set;
-//   on any other kernel a cached pointer outlives Stop and blocks are handed out twice. Everything
-//   but single pops and pushes goes by the sections of ops_x86_64.h, on the same slabs.
+//   preempts a thread, delivers a signal to it or fences it, and where Discovery::cached_word is
+//   set; on any other kernel a cached pointer outlives Stop and blocks are handed out twice.
+//   Everything but single pops and pushes goes by the sections of ops_x86_64.h, on the same slabs.
 // Cost: the same number of instructions as the table's sections.
 #ifndef PCMALLOC_PERCPU_OPS_CACHED_X86_64_H_
 #define PCMALLOC_PERCPU_OPS_CACHED_X86_64_H_

@@ -141,8 +141,8 @@ full:
   return false;
 }
 
-// The batches copy four items at a time. %[area] counts them: armed, the section has no other use for
-// it. What follows `to` is where they go, what follows `from` where they come from.
+// The batches copy four items at a time. %[area] counts them: armed, the section has no other use
+// for it. What follows `to` is where they go, what follows `from` where they come from.
 // clang-format off
 #define PCM_SECTION_COPY(count, four, one)              \
   "xorl %k[area], %k[area]\n\t"                         \

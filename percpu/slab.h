@@ -5,10 +5,9 @@
 //
 //      slab_of   [-2] [-1] | [0] [1] [2] ...
 //                  |    |     |   '--> Slab of CPU 1
-//                closed slab  '------> closed slab until CPU 0 is first used, and while it is
-//                stopped
+//                closed slab  '------> closed slab until CPU 0 is first used, and while stopped
 //
-//      Slab      headers[class] = { current, end }     slot numbers: 8-byte words from the slab's start
+//      Slab      headers[class] = { current, end }     slot numbers: 8-byte words from its start
 //                mark           = 1                    the slot below every stack has bit 0 set
 //                slots            [1 . . . . . .][1 . . . .] ...
 //                                  ^begin    ^current  ^end  (class k; begin[k] - 1 holds the mark)

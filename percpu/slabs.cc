@@ -24,8 +24,8 @@ struct alignas(64) CpuState {
   Slab* slab = nullptr;
 };
 
-// Backwards, so that the states of the first CPUs lie before the table of slabs, on the page that its
-// first entries are on, in a library that is linked so (tools/build/layout.lds).
+// Backwards, so that the states of the first CPUs lie before the table of slabs, on the page that
+// its first entries are on, in a library that is linked so (tools/build/layout.lds).
 constinit CpuState states[kMaxCpus];
 CpuState& StateOf(int index) { return states[kMaxCpus - 1 - index]; }
 // Guards the three below, and the first use of an index.
@@ -49,8 +49,8 @@ void SetSlab(int index, Slab* slab) {
   __atomic_store_n(&StateOf(index).slab, slab, __ATOMIC_RELEASE);
 }
 
-// The kernel fences nothing in a process with one thread, which therefore would keep a pointer that it
-// has cached itself. 0 is the number of a CPU, as the kernel would write one.
+// The kernel fences nothing in a process with one thread, which therefore would keep a pointer that
+// it has cached itself. 0 is the number of a CPU, as the kernel would write one.
 void ForgetCachedSlab() { __atomic_store_n(&rseq::ThisArea()->cpu_id_start, 0, __ATOMIC_RELAXED); }
 
 bool Fence(int index) {
@@ -159,7 +159,8 @@ void KeepSlab(Slab* slab) {
   __atomic_store_n(&kept_slabs, slab, __ATOMIC_RELEASE);
 }
 
-// The plain versions of the sections, for whoever owns the slab. Like those they commit by one store.
+// The plain versions of the sections, for whoever owns the slab. Like those they commit
+// by one store.
 uint32_t OwnedPop(Slab* slab, unsigned size_class, void** out, uint32_t n) {
   Header header = slab->headers[size_class];
   uint32_t taken = 0;
@@ -513,8 +514,9 @@ bool TryResize(int index, const Geometry& geometry, Receiver receiver) {
 
 namespace {
 
-// In the child, of locks that fork could not take and whose holders are not here: what they guard is
-// consistent after each store, so it can be taken over. What those threads had in their hands is lost.
+// In the child, of locks that fork could not take and whose holders are not here: what they
+// guard is consistent after each store, so it can be taken over. What those threads had in their
+// hands is lost.
 void TakeOver() {
   // Who was making a slab took its CPU's lock before the index counted as used.
   const unsigned end = creation_lock.FreeInChild() ? Bound() : HighestUsed();
@@ -530,9 +532,9 @@ void TakeOver() {
 
 }  // namespace
 
-// In a signal handler that interrupted the allocator: a lock that this very thread holds stays with the
-// interrupted code, in both processes. One that another thread holds stays with that one in the parent,
-// where it may be waiting, with what it has drained, for what was interrupted.
+// In a signal handler that interrupted the allocator: a lock that this very thread holds stays with
+// the interrupted code, in both processes. One that another thread holds stays with that one in the
+// parent, where it may be waiting, with what it has drained, for what was interrupted.
 void LockForFork() {
   (void)creation_lock.AcquireForFork(ForkPatience::kNone);
   for (unsigned i = 0; i < HighestUsed(); ++i) {

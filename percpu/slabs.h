@@ -13,8 +13,8 @@
 //     that had loaded the old pointer has committed or was aborted by then, and a new one meets the
 //     closed slab: the stopper reads and writes the slab with plain accesses until Start.
 //   - No word that a section reads and writes is written from outside before that fence.
-//   - Who owns a slab changes a header by one store, after all that it stands for: a fork may leave a
-//     child in the middle, which takes the slab over as it is.
+//   - Who owns a slab changes a header by one store, after all that it stands for: a fork may leave
+//     a child in the middle, which takes the slab over as it is.
 //   - In locked mode slab_of stays closed for good and the same lock guards every access instead.
 //   - Locks are taken in the order: creation lock, a CPU's lock, then those of the layers that
 //     items are given to. A thread that holds one already (signal handler) is refused, never waits
@@ -129,8 +129,9 @@ bool TryResize(int index, const Geometry& geometry, Receiver receiver);
 // Bytes of address space of all slabs, in use or kept.
 size_t SlabBytes();
 
-// fork: taken before, given back after in parent and child. Re-entrant in the sense of Lock. A fork in a
-// signal handler waits for nobody; the child takes over what threads that are not there had locked.
+// fork: taken before, given back after in parent and child. Re-entrant in the sense of Lock. A
+// fork in a signal handler waits for nobody; the child takes over what threads that are not
+// there had locked.
 void LockForFork();
 void UnlockAfterFork(bool in_child);
 

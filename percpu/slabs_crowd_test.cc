@@ -43,8 +43,9 @@ TEST_F(Slabs, ForkLocks) {
   EXPECT_EQ(received[kClass].size(), 5u);
 }
 
-// A handler that interrupted the holder of a high lock forks while another thread has stopped the slab,
-// and may be waiting for that lock with what it drained: fork does not wait, and the child has a slab.
+// A handler that interrupted the holder of a high lock forks while another thread has stopped the
+// slab, and may be waiting for that lock with what it drained: fork does not wait, and the child
+// has a slab.
 TEST_F(Slabs, AChildTakesOverWhatAnotherThreadHadStopped) {
   EXPECT_EQ(PushAll(kClass, Tokens(0, 5)), 5u);
   RankedLock<LockRank::kPages> interrupted;
@@ -235,8 +236,8 @@ TEST_F(Slabs, NothingIsLostOrDoubledInACrowd) {
   EXPECT_EQ(memcmp(&closed_before, ClosedSlab(), sizeof(Slab)), 0);
 }
 
-// Every other fork is one of a handler that interrupted the holder of a high lock: it waits for nobody,
-// and the child has the slabs as others were changing them.
+// Every other fork is one of a handler that interrupted the holder of a high lock: it waits for
+// nobody, and the child has the slabs as others were changing them.
 TEST_F(Slabs, ForkWhileOthersStop) {
   received.clear();
   Crowd crowd;

@@ -155,8 +155,8 @@ TEST_F(Slabs, Singles) {
   EXPECT_EQ(PopOneSoon(), nullptr);
 }
 
-// A thread has the pointer once it has missed and gone the slow way, until the kernel takes it away:
-// a stop does, from any CPU, and what goes the slow way meanwhile gets no other.
+// A thread has the pointer once it has missed and gone the slow way, until the kernel takes it
+// away: a stop does, from any CPU, and what goes the slow way meanwhile gets no other.
 TEST_F(Slabs, ACachedPointerEndsWithAStop) {
   if (mode_under_test != Mode::kCached) GTEST_SKIP() << "there is none in this mode";
   sched_yield();

@@ -37,8 +37,8 @@ namespace {
 
 constexpr Area kUnregisteredArea = {0, kUninitialized, 0, 0, 0, 0, 0};
 
-// One cache line, so that the word that ends with exact32.cpu_id_start lies in one. Which of the two
-// is registered depends on the length; initial-exec, because the dynamic model may allocate.
+// One cache line, so that the word that ends with exact32.cpu_id_start lies in one. Which of the
+// two is registered depends on the length; initial-exec, because the dynamic model may allocate.
 struct alignas(64) OwnStorage {
   Area longer = kUnregisteredArea;   // for more than 32 bytes: covers exact32 too
   Area exact32 = kUnregisteredArea;  // for 32 bytes; longer.slice_ctrl is the word's other half

@@ -17,7 +17,8 @@
 
 namespace pcmalloc::rseq {
 
-// The part of the area shared with the kernel that every kernel knows. Field offsets are Linux's ABI (include/uapi/linux/rseq.h).
+// The part of the area shared with the kernel that every kernel knows. Field offsets are
+// Linux's ABI (include/uapi/linux/rseq.h).
 struct Area {
   uint32_t cpu_id_start;
   uint32_t cpu_id;  // kUninitialized, kFailed, or the CPU that the thread runs on
@@ -31,11 +32,12 @@ static_assert(sizeof(Area) == 32);
 inline constexpr size_t kCpuIdOffset = 4;
 inline constexpr size_t kRseqCsOffset = 8;
 inline constexpr size_t kMmCidOffset = 24;
-// The legacy scheme's word: the 8 bytes that begin here, seen from the area, so that cpu_id_start is
-// the high half. It is the program's, and may be written, only where Discovery::cached_word is set:
+// The legacy scheme's word: the 8 bytes that begin here, seen from the area, so that
+// cpu_id_start is the high half. It is the program's, and may be written, only where
+// Discovery::cached_word is set:
 //
 //    -32                        -4         0              4        8
-//     | 28 bytes, nobody's       | low half | cpu_id_start | cpu_id | rseq_cs ...      32 registered
+//     | 28 bytes, nobody's       | low half | cpu_id_start | cpu_id | rseq_cs ...    32 registered
 //                                '------- the word -------'
 //
 // The word is 4-byte aligned and never crosses a cache line; all its bytes are 0 in a new thread.
@@ -74,8 +76,8 @@ extern "C" __attribute__((visibility("hidden"))) ptrdiff_t pcmalloc_rseq_offset;
 const Discovery& Discover();
 
 // For the legacy scheme, before the first Discover(): let an area of our own have exactly 32 bytes,
-// also where the kernel offers more, so that the kernel rewrites cpu_id_start and cached_word is set.
-// No effect on a registration of the C library. False: too late, Discover() has chosen.
+// also where the kernel offers more, so that the kernel rewrites cpu_id_start and cached_word is
+// set. No effect on a registration of the C library. False: too late, Discover() has chosen.
 bool RequestLength32();
 
 // The area of the calling thread that the sections use; before Discover() one that reads as not

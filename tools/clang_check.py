@@ -23,8 +23,8 @@ import xml.etree.ElementTree as ElementTree
 COMPILER = "clang++-14"
 LIBRARY = ("allocator/", "rseq/", "percpu/")
 # What gcc alone understands, or what names an output.
-DROPPED = {"-fno-canonical-system-headers", "-Wno-free-nonheap-object", "-Wunused-but-set-parameter",
-           "-MD", "-c"}
+DROPPED = {"-fno-canonical-system-headers", "-Wno-free-nonheap-object",
+           "-Wunused-but-set-parameter", "-MD", "-c"}
 DROPPED_WITH_VALUE = {"-o", "-MF"}
 
 
@@ -117,7 +117,8 @@ def main():
         log.append(f"{COMPILER}: {error}")
 
     (flags.out / "test.log").write_text("\n".join(log), encoding="utf-8")
-    case = ElementTree.Element("testcase", name=f"{len(commands)} sources compile without a warning",
+    case = ElementTree.Element("testcase",
+                               name=f"{len(commands)} sources compile without a warning",
                                time=f"{time.monotonic() - started:.1f}")
     if log:
         ElementTree.SubElement(case, "failure", message=f"{len(log)} of {len(commands)} failed")

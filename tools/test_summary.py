@@ -110,7 +110,8 @@ def targets_of(events):
 
 
 def targets_from(path, bazel_status):
-    """The same from a file. One that cannot be read, or does not explain the status, is a failed target."""
+    """The same from a file. One that cannot be read, or does not explain the status, is
+    a failed target."""
     try:
         targets = targets_of(read_events(path))
     except (OSError, ValueError) as error:

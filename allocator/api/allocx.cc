@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rest of the functions whose last argument is a word of flags. Of that family, C++ libraries ask
-// for nallocx and sdallocx alone (malloc.cc), and programs that were built with jemalloc for all: were
-// some missing here, such a program would free by one allocator what the other gave out.
+// The rest of the functions whose last argument is a word of flags. Of that family, C++ libraries
+// ask for nallocx and sdallocx alone (malloc.cc), and programs that were built with jemalloc for
+// all: were some missing here, such a program would free by one allocator what the other gave out.
 //
-// Of the flags, alignment and zeroing count; arenas and thread caches are jemalloc's own. Size 0 has no
-// meaning in these functions, here it is the smallest block.
+// Of the flags, alignment and zeroing count; arenas and thread caches are jemalloc's own. Size 0
+// has no meaning in these functions, here it is the smallest block.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

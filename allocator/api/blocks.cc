@@ -30,8 +30,8 @@ namespace {
 // A large block shrinks in place by giving back its tail if that is worth a lock.
 constexpr size_t kWorthCutting = 4 * kPageSize;
 
-// A block that grows from here on will do so again: it becomes a span of its own that has room behind
-// it. Such a span costs three visits to the page heap, less than copying the block once.
+// A block that grows from here on will do so again: it becomes a span of its own that has room
+// behind it. Such a span costs three visits to the page heap, less than copying the block once.
 constexpr size_t kGrowsInPlace = size_t{32} << 10;
 constexpr size_t kMostRoom = size_t{64} << 20;
 // Moving the mappings costs less than copying from here on, with the page faults that follow it.

@@ -19,8 +19,8 @@
 
 namespace pcmalloc {
 
-// Whether realloc leaves a small block where it is, `size` > 0. One that is half used stays: moving it
-// would save less than it costs.
+// Whether realloc leaves a small block where it is, `size` > 0. One that is half used stays: moving
+// it would save less than it costs.
 inline bool StaysInPlace(size_t block_size, size_t size) {
   return size <= block_size && (size >= block_size / 2 || block_size <= 64);
 }
@@ -49,7 +49,8 @@ size_t BlockSize(const void* p);
 // old block is as it was.
 void* ResizeBlock(void* p, size_t size);
 
-// `moved` with the first `bytes` of `p`, which it replaces; null, and `p` is as it was, if there is none.
+// `moved` with the first `bytes` of `p`, which it replaces; null, and `p` is as it was, if
+// there is none.
 void* Replace(void* p, void* moved, size_t bytes);
 
 // Bytes that a request of `size` gets, without getting it; 0 if it cannot be served at all.

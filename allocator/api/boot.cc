@@ -5,8 +5,8 @@
 
 #include <atomic>
 
-// Functions of other libraries by their linker names: the compiler must not take for granted that they
-// have an address.
+// Functions of other libraries by their linker names: the compiler must not take for granted that
+// they have an address.
 #define PCM_IMPORT(name) \
   extern "C" const char pcmalloc_import_##name __asm__(#name) __attribute__((weak))
 PCM_IMPORT(syscall);

@@ -35,9 +35,10 @@ PCM_EXPORT const char* pcmalloc_reason(void) {
   return pcmalloc::ModeReason();
 }
 
-PCM_EXPORT const char* pcmalloc_version(void) { return "0.1.0"; }
+PCM_EXPORT const char* pcmalloc_version(void) { return PCMALLOC_VERSION; }
 
 PCM_EXPORT int pcmalloc_stats_json(char* buffer, size_t size) {
+  pcmalloc::Initialize();
   pcmalloc::Text<4096> json;
   pcmalloc::observe::PrintJson(pcmalloc::observe::TakeSnapshot(pcmalloc::WhoAmI()), json);
   if (size > 0) {
@@ -71,7 +72,10 @@ PCM_EXPORT int pcmalloc_start_cpu(int cpu) {
   return ValidCpu(cpu) && pcmalloc::percpu::Restart(cpu) ? 0 : -1;
 }
 
-PCM_EXPORT size_t pcmalloc_soft_limit(void) { return pcmalloc::release::SoftLimit(); }
+PCM_EXPORT size_t pcmalloc_soft_limit(void) {
+  pcmalloc::Initialize();
+  return pcmalloc::release::SoftLimit();
+}
 
 PCM_EXPORT void pcmalloc_set_soft_limit(size_t bytes) {
   pcmalloc::Initialize();
@@ -79,7 +83,10 @@ PCM_EXPORT void pcmalloc_set_soft_limit(size_t bytes) {
   pcmalloc::release::SetSoftLimit(bytes);
 }
 
-PCM_EXPORT size_t pcmalloc_hard_limit(void) { return pcmalloc::release::HardLimit(); }
+PCM_EXPORT size_t pcmalloc_hard_limit(void) {
+  pcmalloc::Initialize();
+  return pcmalloc::release::HardLimit();
+}
 
 PCM_EXPORT void pcmalloc_set_hard_limit(size_t bytes) {
   pcmalloc::Initialize();
@@ -87,7 +94,10 @@ PCM_EXPORT void pcmalloc_set_hard_limit(size_t bytes) {
   pcmalloc::release::SetHardLimit(bytes);
 }
 
-PCM_EXPORT size_t pcmalloc_percpu_cache(void) { return pcmalloc::front::Budget(); }
+PCM_EXPORT size_t pcmalloc_percpu_cache(void) {
+  pcmalloc::Initialize();
+  return pcmalloc::front::Budget();
+}
 
 PCM_EXPORT void pcmalloc_set_percpu_cache(size_t bytes) {
   pcmalloc::Initialize();

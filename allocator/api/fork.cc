@@ -23,9 +23,10 @@ namespace {
 // itself, and what it took and gave back would be what the fork that it interrupted relies on.
 constinit thread_local uint64_t signal_mask = 0;
 
-// The fork under way is that of a process with one thread: there is nobody whose locks the child would
-// find taken for ever, and to take and release them all, on some twenty pages, would have as many copied
-// by parent and child. What an interrupted frame of this thread holds goes on to be its own in both.
+// The fork under way is that of a process with one thread: there is nobody whose locks the child
+// would find taken for ever, and to take and release them all, on some twenty pages, would have as
+// many copied by parent and child. What an interrupted frame of this thread holds goes on to be its
+// own in both.
 constinit std::atomic<bool> alone{false};
 
 void SetSignalMask(const uint64_t* mask, uint64_t* before) {

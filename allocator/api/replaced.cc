@@ -16,8 +16,9 @@
 #include "allocator/sizes/size_classes.h"
 
 extern "C" {
-// What a name means in this process, and what it means here (aliases in malloc.cc and operators.cc).
-// Weak, so that an address which the dynamic linker has not filled in yet reads as null.
+// What a name means in this process, and what it means here (aliases in malloc.cc and
+// operators.cc). Weak, so that an address which the dynamic linker has not filled in yet
+// reads as null.
 #define PCM_NAME(name, symbol, ...)                                              \
   extern const char pcmalloc_seen_##name __asm__(#symbol) __attribute__((weak)); \
   extern const char pcmalloc_own_##name __attribute__((weak, visibility("hidden")));

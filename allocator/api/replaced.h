@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: programs that bring a malloc or some of the C++ operators of their own. The standard makes
-//   each operator that they leave out call one that they have:
+// Purpose: programs that bring a malloc or some of the C++ operators of their own. The standard
+//   makes each operator that they leave out call one that they have:
 //
 //      delete[](p, n) -> delete[](p) -> delete(p) -> free(p)        new[](n) -> new(n) -> malloc(n)
 //

@@ -19,6 +19,13 @@
 #include "allocator/base/syscall.h"
 #include "allocator/pages/page_heap.h"
 
+// Debuggers know no types of a function that has become another name of one like it.
+#if defined(__clang__)
+#define PCM_OWN_BODY
+#else
+#define PCM_OWN_BODY __attribute__((no_icf))
+#endif
+
 namespace pcmalloc {
 namespace {
 
@@ -56,7 +63,7 @@ PCM_EXPORT int pcmalloc_setrlimit(int resource, const Limit* limit) {
 }
 
 PCM_EXPORT int pcmalloc_setrlimit64(int resource, const Limit* limit) __asm__("setrlimit64");
-PCM_EXPORT int pcmalloc_setrlimit64(int resource, const Limit* limit) {
+PCM_EXPORT PCM_OWN_BODY int pcmalloc_setrlimit64(int resource, const Limit* limit) {
   return SetLimit(0, resource, limit, nullptr);
 }
 
@@ -68,7 +75,8 @@ PCM_EXPORT int pcmalloc_prlimit(int pid, int resource, const Limit* limit, Limit
 
 PCM_EXPORT int pcmalloc_prlimit64(int pid, int resource, const Limit* limit,
                                   Limit* old) __asm__("prlimit64");
-PCM_EXPORT int pcmalloc_prlimit64(int pid, int resource, const Limit* limit, Limit* old) {
+PCM_EXPORT PCM_OWN_BODY int pcmalloc_prlimit64(int pid, int resource, const Limit* limit,
+                                               Limit* old) {
   return SetLimit(pid, resource, limit, old);
 }
 

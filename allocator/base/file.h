@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: reads a file of the kernel's (/proc, /sys, a control group's).
-// Invariants: openat, read and close are the only system calls: what a filter of system calls leaves
-//   to any program; nothing is allocated; errno is kept; async-signal-safe. The descriptor lives as
-//   long as the object and is closed by exec.
+// Invariants: openat, read and close are the only system calls: what a filter of system calls
+//   leaves to any program; nothing is allocated; errno is kept; async-signal-safe. The descriptor
+//   lives as long as the object and is closed by exec.
 // Cost: the three system calls.
 #ifndef PCMALLOC_ALLOCATOR_BASE_FILE_H_
 #define PCMALLOC_ALLOCATOR_BASE_FILE_H_

@@ -42,8 +42,8 @@ enum class LockRank : uint8_t {
 // child has the value of its parent, which sleeps meanwhile.
 uintptr_t ThreadId();
 
-// How long a fork in a signal handler that interrupted the allocator waits for another thread that holds
-// a lock. That one may itself be waiting, for what was interrupted.
+// How long a fork in a signal handler that interrupted the allocator waits for another thread that
+// holds a lock. That one may itself be waiting, for what was interrupted.
 enum class ForkPatience : uint8_t {
   kSome,          // some 100 ms
   kUnlessAtRest,  // the same, but not if the holder is at rest (Lock::SetAtRest)
@@ -75,13 +75,13 @@ class Lock {
   // Whether a thread has it that is between the fork handlers: what it guards is at rest.
   bool HeldForFork() const { return for_fork_.load(std::memory_order_relaxed); }
 
-  // The holder says that what the lock guards is at rest while it waits for a higher lock: a fork in a
-  // signal handler that interrupted whoever has that one need not wait for this one, and the child
-  // may free it.
+  // The holder says that what the lock guards is at rest while it waits for a higher lock: a fork
+  // in a signal handler that interrupted whoever has that one need not wait for this one, and the
+  // child may free it.
   void SetAtRest(bool at_rest) { at_rest_.store(at_rest, std::memory_order_release); }
 
-  // In a fork's child, for a lock that fork did not take, of which what it guards can be taken over in
-  // any state: frees it if its holder is not there; whether that was so.
+  // In a fork's child, for a lock that fork did not take, of which what it guards can be taken over
+  // in any state: frees it if its holder is not there; whether that was so.
   bool FreeInChild() {
     if (HeldBySelf()) return false;
     return word_.exchange(kFree, std::memory_order_relaxed) != kFree;
@@ -127,9 +127,10 @@ class RankedLock : public Lock {
   // For fork handlers, which take all locks, several of one rank among them: false if the calling
   // thread holds this one already, or if it is in a signal handler that interrupted the allocator
   // and another thread does not give the lock back: at once if that thread is forking itself (what
-  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else when `patience`
-  // ends (then the child inherits a lock that nobody gives back, unless FreeInChild takes care of it).
-  // kUnlessAtRest is for who itself holds, further up its stack, the lock that holders at rest wait for.
+  // the lock guards is at rest then, and ReleaseAfterFork frees it in the child), else when
+  // `patience` ends (then the child inherits a lock that nobody gives back, unless FreeInChild
+  // takes care of it). kUnlessAtRest is for who itself holds, further up its stack, the lock that
+  // holders at rest wait for.
   [[nodiscard]] bool AcquireForFork(ForkPatience patience = ForkPatience::kSome) {
     return Lock::AcquireForFork(kRank, patience);
   }

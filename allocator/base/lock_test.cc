@@ -118,8 +118,8 @@ TEST(LockTest, AForkDoesNotWaitForWhoIsAtRest) {
   low.Release();
 }
 
-// Two threads that each hold one lock, with handlers that want the other one: without ranks they would
-// wait for each other.
+// Two threads that each hold one lock, with handlers that want the other one: without ranks they
+// would wait for each other.
 RankedLock<LockRank::kCpu>* handler_lock;
 std::atomic<int> handler_refused{0};
 std::atomic<int> handler_taken{0};

@@ -7,8 +7,8 @@
 #define PCMALLOC_ALLOCATOR_BASE_THREADS_H_
 
 extern "C" {
-// glibc from 2.32 on (sys/single_threaded.h): false from the first pthread_create on; it may be true
-// again once the last of the others has been joined.
+// glibc from 2.32 on (sys/single_threaded.h): false from the first pthread_create on; it may be
+// true again once the last of the others has been joined.
 extern char __libc_single_threaded __attribute__((weak));
 }
 

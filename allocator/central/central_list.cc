@@ -223,7 +223,8 @@ bool CentralList::Grow(unsigned size_class, Shortage* shortage) {
   Span* span = nullptr;
   PageResult result;
   {
-    // A fork must not wait for this list while another thread has the page heap and waits for the fork.
+    // A fork must not wait for this list while another thread has the page heap and waits
+    // for the fork.
     const AtRest at_rest(lock_);
     result = PageHeap::Take(info.span_pages, kPageSize, size_class, &span);
   }
@@ -382,9 +383,9 @@ void CentralList::FillHoles(Span* span, uint64_t units) {
                        std::memory_order_relaxed);
 }
 
-// Needs the lock. Under it what is this class's stays so, but for a span that is all free: that one is
-// on its way to the page heap, and may serve another class a moment later. So whose the span is has to
-// be read after what says that it is not such a one.
+// Needs the lock. Under it what is this class's stays so, but for a span that is all free: that one
+// is on its way to the page heap, and may serve another class a moment later. So whose the span is
+// has to be read after what says that it is not such a one.
 uint64_t CentralList::UnitsToReturn(unsigned size_class, const Span* span, size_t shortest) {
   const uint32_t free_objects = __atomic_load_n(&span->free_objects, __ATOMIC_RELAXED);
   const uint32_t objects = __atomic_load_n(&span->objects, __ATOMIC_RELAXED);

@@ -3,9 +3,9 @@
 // Purpose: the free objects of one size class that no cache holds, kept as bitmaps in the spans
 //   they belong to; spans are taken from and given back to the page heap here.
 //
-//      lists[0]  spans with the fewest free objects     Take starts here, so that the others empty out
+//      lists[0]  spans with the fewest free objects  Take starts here, so that the others empty out
 //        ...
-//      lists[7]  spans that are nearly all free         an all-free span goes back to the page heap
+//      lists[7]  spans that are nearly all free      an all-free span goes back to the page heap
 //      (a span without a free object is in no list)
 //
 //   Parts of spans where all objects are free may be without memory (holes.h, sweep.h). While such
@@ -14,8 +14,8 @@
 // Invariants: an object's bit is set exactly while it is here; setting a bit that is set is a
 //   double free and ends the process. Freed memory itself is never written or read.
 // Cost: one lock a batch; to take, seven instructions for four objects where all of a word's are
-//   here, nine an object where some are not; to give, about four in a run of neighbours, about forty apart. A
-//   span changes its list at the counts where it has to, one comparison otherwise.
+//   here, nine an object where some are not; to give, about four in a run of neighbours, about
+//   forty apart. A span changes its list at the counts where it has to, one comparison otherwise.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_
 #define PCMALLOC_ALLOCATOR_CENTRAL_CENTRAL_LIST_H_
 
@@ -60,8 +60,8 @@ class CentralList {
   bool Detach(unsigned size_class, Span* span, size_t shortest, uint64_t* units);
   // Puts it back; the memory of `holes` was returned.
   void Attach(Span* span, uint64_t holes);
-  // The same in the child of a fork, if that has this list's lock: else the span stays away for good.
-  // None was returned, or nobody knows.
+  // The same in the child of a fork, if that has this list's lock: else the span stays away for
+  // good. None was returned, or nobody knows.
   void Recover(Span* span);
 
   // Bytes of free objects of all lists that have memory: what is idle here. While others are at it

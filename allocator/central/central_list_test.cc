@@ -374,8 +374,8 @@ TEST(CentralList, ASpanThatWasAwayServesAgain) {
   EXPECT_EQ(list.spans(), 0u);
 }
 
-// A fork from a handler that interrupted this list's owner does not get the lock: what the owner was
-// changing, and goes on with in the child, is not to be touched.
+// A fork from a handler that interrupted this list's owner does not get the lock: what the owner
+// was changing, and goes on with in the child, is not to be touched.
 TEST(CentralList, ASpanThatWasAwayComesBackToAListAtRestOnly) {
   CentralList list;
   const unsigned c = SizeClassOf(4096);

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: which parts of a span that is in use could do without memory: those where all objects are
-//   free.
+// Purpose: which parts of a span that is in use could do without memory: those where all
+//   objects are free.
 //
 //      objects   | o . . . . . . . o . . o . . . . . . . . . |     o in use or in a cache, . free
 //      units     |     |     |     |     |     |     |     |
 //      free        0     1     0     0     0     1     1          FreeUnits
 //
 //   A unit is the kernel's page, or as many as it takes for 64 of them to cover the span. Units are
-//   aligned to their size, so those at the ends of the span may be there in part: they are never free.
+//   aligned to their size, so those at the ends of the span may be there in part: they
+//   are never free.
 //
-// Invariants: bits of Span::holes are set for units that were free when their memory was returned, and
-//   cleared before an object that touches them is handed out.
+// Invariants: bits of Span::holes are set for units that were free when their memory was returned,
+//   and cleared before an object that touches them is handed out.
 // Cost: FreeUnits: a few instructions a word of free_bits and some ten a run of free objects.
 #ifndef PCMALLOC_ALLOCATOR_CENTRAL_HOLES_H_
 #define PCMALLOC_ALLOCATOR_CENTRAL_HOLES_H_
@@ -35,8 +36,8 @@ inline uintptr_t HoleBase(const Span* span, unsigned shift) {
 // The units that hold nothing but free objects, a bit each.
 uint64_t FreeUnits(const Span* span, unsigned shift);
 
-// Whether there may be so many bytes of free units in a row. Rules out most spans whose free objects
-// lie scattered, for the tenth of what FreeUnits costs there.
+// Whether there may be so many bytes of free units in a row. Rules out most spans whose free
+// objects lie scattered, for the tenth of what FreeUnits costs there.
 bool MayHaveFreeUnits(const Span* span, size_t bytes);
 
 // The units that `bytes` bytes from an address inside of the span on touch.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the large classes: blocks above kMaxSmallSize that are spans of their own, yet go through
-//   the per-CPU caches like small ones, so that a buffer of half a megabyte costs no lock.
+// Purpose: the large classes: blocks above kMaxSmallSize that are spans of their own, yet go
+//   through the per-CPU caches like small ones, so that a buffer of half a megabyte costs no lock.
 //
 //      page heap --TakeLarge--> kLarge --MarkCached--> kCached, in a slab --MarkTaken--> kLarge
 //          ^                                              |

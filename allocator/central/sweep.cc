@@ -135,8 +135,8 @@ void SetSweepIf(uint64_t low, uint64_t width) {
   sweep_if.width.store(width, std::memory_order_relaxed);
 }
 
-// What is too much and cannot go lies where it lies: the next round makes sense when there is more of
-// it, or much less and then more.
+// What is too much and cannot go lies where it lies: the next round makes sense when there is more
+// of it, or much less and then more.
 void WaitForMore() {
   const uint64_t bound = Bound();
   const uint64_t idle = CentralList::IdleBytes();
@@ -161,7 +161,8 @@ void EndExcess() {
   }
 }
 
-// Whether there is too much that those who want memory have no use for, in which case a round begins.
+// Whether there is too much that those who want memory have no use for, in which case
+// a round begins.
 void LookForExcess() {
   const uint64_t bound = Bound();
   const uint64_t idle = CentralList::IdleBytes();
@@ -178,7 +179,8 @@ void LookForExcess() {
   sweep.taken = taken;
   // Each batch from now on asks again.
   SetSweepIf(0, 0);
-  // Half of the bound stays, so that the next round, which may be a way round the heap, is as much away.
+  // Half of the bound stays, so that the next round, which may be a way round the heap, is
+  // as much away.
   if (unwanted) sweep.excess.Begin(least - bound / 2);
 }
 

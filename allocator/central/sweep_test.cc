@@ -152,8 +152,8 @@ TEST(SweepTest, SpansThatEmptyWithHolesInThemAreWholeAgain) {
   });
 }
 
-// A program that frees most of what it has and takes it again keeps it; one that does so more slowly
-// than the sweep can know of pays once.
+// A program that frees most of what it has and takes it again keeps it; one that does so more
+// slowly than the sweep can know of pays once.
 TEST(SweepTest, BreathIsLeftAlone) {
   InChild([] {
     ParseConfig("thp:never");
@@ -403,8 +403,8 @@ TEST(SweepTest, NothingInUseIsLost) {
   });
 }
 
-// Span objects serve one class after the other while the sweep still thinks of them as what they were
-// when it found them.
+// Span objects serve one class after the other while the sweep still thinks of them as what they
+// were when it found them.
 TEST(SweepTest, ASpanThatServesAnotherClassMeanwhileIsLeftAlone) {
   InChild([] {
     ParseConfig("thp:never");

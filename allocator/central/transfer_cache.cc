@@ -157,8 +157,8 @@ enum class Part {
   kAll,
 };
 
-// Gives a part of what the transfer cache has down; returns how many objects. The lock is not held for
-// it: who has the page heap may be waiting for a fork that waits for this lock.
+// Gives a part of what the transfer cache has down; returns how many objects. The lock is not held
+// for it: who has the page heap may be waiting for a fork that waits for this lock.
 uint32_t GiveDown(Shard& shard, unsigned size_class, Part part) {
   TransferCache& cache = shard.caches[size_class];
   if (__atomic_load_n(&cache.count, __ATOMIC_RELAXED) == 0) return 0;

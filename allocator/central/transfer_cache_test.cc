@@ -215,8 +215,8 @@ TEST_F(TransferCache, ShardsAreApart) {
   EXPECT_EQ(TrimClass(9), 60 * ClassSize(9));
 }
 
-// While a trim waits for the spans' lock others use the transfer cache: a fork in a handler that has
-// interrupted who has the former must not meet the latter taken.
+// While a trim waits for the spans' lock others use the transfer cache: a fork in a handler that
+// has interrupted who has the former must not meet the latter taken.
 TEST_F(TransferCache, ATrimThatWaitsHoldsNothing) {
   const std::vector<void*> objects = TakeSome(9, 20);
   GiveAll(9, std::vector<void*>(objects.begin() + 1, objects.end()));

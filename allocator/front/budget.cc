@@ -30,8 +30,9 @@ constexpr uint64_t kSmallestPart = 64;
 constexpr int64_t kLittle = 128;
 constexpr uint32_t kStolenAtOnce = 128;  // on the stack
 
-// What free blocks in a slab cost shows in a small heap first: there they get their share of it. Large
-// blocks count, since they wait in slabs too: a heap of nothing else would have room for two or three.
+// What free blocks in a slab cost shows in a small heap first: there they get their share of it.
+// Large blocks count, since they wait in slabs too: a heap of nothing else would have room for
+// two or three.
 int64_t Limit() {
   const unsigned slabs = percpu::PopulatedSlabs();
   const uint64_t small = PageHeap::SmallBytes();
@@ -52,12 +53,12 @@ uint32_t Book(int index, unsigned size_class, uint32_t before, uint32_t wanted) 
   return before + static_cast<uint32_t>(change);
 }
 
-// Halves the capacity of other classes until `bytes` are free again, or the search is over: of those
-// whose bytes avoid fewer misses than they would in a class that is to have `wanted` slots. If all in
-// use were to give, many classes that miss all the time would take from each other at every miss what
-// they need at the next. Where the budget is exceeded, anyone gives. The last slot goes too: one slot
-// of each class is more than the budget, and a class that nobody uses any more must not keep the others
-// small for good.
+// Halves the capacity of other classes until `bytes` are free again, or the search is over: of
+// those whose bytes avoid fewer misses than they would in a class that is to have `wanted` slots.
+// If all in use were to give, many classes that miss all the time would take from each other at
+// every miss what they need at the next. Where the budget is exceeded, anyone gives. The last slot
+// goes too: one slot of each class is more than the budget, and a class that nobody uses any more
+// must not keep the others small for good.
 void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool exceeded) {
   Books& book = OfCpu(index).books;
   const uint16_t pause = book.pause.load(std::memory_order_relaxed);
@@ -117,9 +118,9 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   const std::atomic<int64_t>& used = OfCpu(index).books.used;
   int64_t limit = Limit();
   const int64_t before = used.load(std::memory_order_relaxed);
-  // By a little it may be above that, short of what counts as exceeded: because of single slots; and
-  // the one that a program needs which takes and gives a large block in turn may be as much as all of a
-  // small heap's budget, of which small classes have a part already.
+  // By a little it may be above that, short of what counts as exceeded: because of single slots;
+  // and the one that a program needs which takes and gives a large block in turn may be as much as
+  // all of a small heap's budget, of which small classes have a part already.
   const bool exceeded = before > limit + limit / 4;
   if (size_class >= kNumClasses && limit < size + limit / 4) limit = size + limit / 4;
   // A few small blocks' worth is had without a search: that would cost more than they do.
@@ -128,8 +129,8 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
     Steal(index, size_class, wanted, before + cost - limit, exceeded);
     const int64_t room = limit - used.load(std::memory_order_relaxed);
     if (room < cost) wanted = capacity.now + static_cast<uint32_t>(room > 0 ? room / size : 0);
-    // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh too
-    // much for that.
+    // A class that has nothing at all gets one slot whatever the budget says; large blocks weigh
+    // too much for that.
     if (wanted == 0 && size_class < kNumClasses) wanted = 1;
   }
   return Book(index, size_class, capacity.now, wanted);

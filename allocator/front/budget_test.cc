@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who gets slots and who gives them up, by the books alone: in locked mode, which needs no sections.
+// Who gets slots and who gives them up, by the books alone: in locked mode, which
+// needs no sections.
 #include "allocator/front/budget.h"
 
 #include <stddef.h>
@@ -53,8 +54,8 @@ TEST(Budget, IsSharedWhereManyCpusAreInUse) {
   EXPECT_EQ(BudgetAmong(256, SIZE_MAX), SIZE_MAX / 8 * 3);
 }
 
-// A small heap's slab may hold half of what small blocks have beyond 2 MiB and a quarter of what large
-// ones have, at least 1 MiB and at most the budget.
+// A small heap's slab may hold half of what small blocks have beyond 2 MiB and a quarter of what
+// large ones have, at least 1 MiB and at most the budget.
 TEST_F(OneCpusBudget, GoesByTheHeap) {
   SetBudget(kBudgetBytes);
   std::vector<Span*> spans;
@@ -92,8 +93,8 @@ TEST_F(OneCpusBudget, GoesByTheHeap) {
   for (Span* span : spans) ASSERT_EQ(PageHeap::Give(span), PageResult::kOk);
 }
 
-// What a hundred of them have would not make one slot of those that miss all the time, and they would
-// miss all the time themselves.
+// What a hundred of them have would not make one slot of those that miss all the time, and they
+// would miss all the time themselves.
 TEST_F(OneCpusBudget, SmallClassesKeepWhatALargeOneCouldNotUse) {
   constexpr unsigned kSmall = 32;
   for (unsigned c = 1; c <= kSmall; ++c) GrowCapacity(index_, c);
@@ -138,8 +139,8 @@ TEST_F(OneCpusBudget, SmallClassesGrowByALittleMore) {
   EXPECT_LE(BudgetUsed(index_), kMiB + kMiB / 8 + kMiB / 64);
 }
 
-// A program that takes and gives a large block in turn hits its slot, although small classes have a part
-// of what a small heap may cache, and keep it.
+// A program that takes and gives a large block in turn hits its slot, although small classes have a
+// part of what a small heap may cache, and keep it.
 TEST_F(OneCpusBudget, OneLargeBlockHasItsSlot) {
   constexpr unsigned kSmall = 48;
   for (unsigned c = 1; c <= kSmall; ++c) GrowCapacity(index_, c);

@@ -3,8 +3,8 @@
 // Purpose: the way down for objects, with a waiting room for those that cannot go it at the moment
 //   because this thread, interrupted by a signal, holds a lock on the way.
 //
-//      head --> block --> block --> null        linked through each block's first word, which nobody
-//                                               else uses between free and the next malloc
+//      head --> block --> block --> null      linked through each block's first word, which nobody
+//                                             else uses between free and the next malloc
 //
 // Invariants: lock-free, async-signal-safe; blocks of any kind, of at least 8 bytes.
 // Cost: one compare-and-swap a deferred block; nothing on any other path but a load.

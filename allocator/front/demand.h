@@ -29,21 +29,23 @@ namespace pcmalloc::front {
 // Slots that a class gets at first.
 inline constexpr uint32_t kFirstCapacity = 8;
 
-// Misses are frequent where they take more of the time than this; a doubled capacity leaves far fewer.
+// Misses are frequent where they take more of the time than this; a doubled capacity
+// leaves far fewer.
 inline constexpr uint32_t kPercentOfTime = 3;
 
-// What a miss costs that moves so many objects by way of the transfer cache. Down to their spans it is
-// two ns more for each.
+// What a miss costs that moves so many objects by way of the transfer cache. Down to their spans it
+// is two ns more for each.
 constexpr uint32_t MissNanoseconds(uint32_t objects) { return 50 + objects; }
 
-// A leaky bucket: the cost of misses fills it, time empties it, and they are frequent while it is full.
+// A leaky bucket: the cost of misses fills it, time empties it, and they are frequent while
+// it is full.
 class MissRate {
  public:
   static constexpr uint32_t kBurst = 4000;   // ns that are not worth a thought
   static constexpr uint32_t kWindow = 1000;  // ns of cost between readings of the clock
 
-  // Notes a miss that costs `cost` ns at a time by `clock`, in ns; whether misses are frequent, which
-  // is exact where it `matters`: memory of what was before a pause must not decide.
+  // Notes a miss that costs `cost` ns at a time by `clock`, in ns; whether misses are frequent,
+  // which is exact where it `matters`: memory of what was before a pause must not decide.
   bool Note(uint32_t cost, bool matters, uint64_t (*clock)()) {
     cost += cost_.load(std::memory_order_relaxed);
     uint32_t level = level_.load(std::memory_order_relaxed);
@@ -82,8 +84,8 @@ struct Demand {
   bool one_way;  // the class has missed like this several times on end
 };
 
-// Objects that a miss moves. Half of what there is room for, so that what comes next, whichever way,
-// does not miss again; all of it where the way is known.
+// Objects that a miss moves. Half of what there is room for, so that what comes next, whichever
+// way, does not miss again; all of it where the way is known.
 uint32_t BatchFor(unsigned size_class, uint32_t capacity, bool one_way);
 
 // Counts a miss of a class on an index.

@@ -153,7 +153,8 @@ TEST(Demand, SwingsOfManyBatchesAreLeftAlone) {
   EXPECT_EQ(Swing(kFast, index, kClass, 100, 120, kBatch), 0);
 }
 
-// Blocks that pass through in one direction miss as often as they must; that is no reason for others.
+// Blocks that pass through in one direction miss as often as they must; that is no
+// reason for others.
 TEST(Demand, OneWayMissesMakeNothingFrequent) {
   const int index = FreshIndex();
   for (int i = 0; i < 200; ++i) NoteAfter(kSlow, index, kClass, Miss::kEmpty, kBatch);

@@ -29,9 +29,9 @@ constexpr uint32_t kMiddleSlots = kMaxBatch;
 // Misses of a CPU whose class deserves more slots than the geometry has, before it is left.
 constexpr uint32_t kCrampedMisses = 32;
 
-// Of large classes, whose blocks are spans of their own, a few slots fill the budget: several that are
-// in use at once would take it from each other at every miss, which costs as much as the visit to the
-// page heap that it is to save. So one full stack in so many makes one of them grow.
+// Of large classes, whose blocks are spans of their own, a few slots fill the budget: several that
+// are in use at once would take it from each other at every miss, which costs as much as the visit
+// to the page heap that it is to save. So one full stack in so many makes one of them grow.
 constexpr uint32_t kFullPerLargeGrowth = 8;
 
 constinit std::atomic<uint64_t> direct{0};
@@ -80,8 +80,8 @@ constexpr uint32_t BlocksOfLines(uint32_t size) {
   return alignment < kLine ? kLine / alignment : 1;
 }
 
-// A refill of at least `wanted` blocks and of whole lines, if the slots hold it: where two CPUs take
-// from one span in turn, neither gets a part of the other's line.
+// A refill of at least `wanted` blocks and of whole lines, if the slots hold it: where two CPUs
+// take from one span in turn, neither gets a part of the other's line.
 uint32_t WholeLines(unsigned size_class, uint32_t wanted, uint32_t slots) {
   const uint32_t blocks = BlocksOfLines(kClasses[size_class].size);
   const uint32_t whole = (wanted + blocks - 1) / blocks * blocks;
@@ -156,8 +156,8 @@ ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wa
   return items[got - 1];
 }
 
-// The class's first slots on this CPU have just got a block that may come from another CPU, with the
-// line that it lies in. What is allocated here next comes from lines of this CPU's own.
+// The class's first slots on this CPU have just got a block that may come from another CPU, with
+// the line that it lies in. What is allocated here next comes from lines of this CPU's own.
 ABSL_ATTRIBUTE_NOINLINE void TopUp(unsigned size_class) {
   const uint32_t size = kClasses[size_class].size;
   const uint32_t blocks = BlocksOfLines(size);

@@ -9,8 +9,9 @@
 //      Deallocate (full)--> grow, else take a batch out of the slab and central::Give it
 //
 // Invariants: the sum over classes of capacity * size stays within the CPU's budget, an
-//   eighth for small classes and single slots besides, give or take what is in flight; async-signal-safe: where a lock is held by this very thread, a block comes
-//   from emergency memory and a freed one waits on the deferred list.
+//   eighth for small classes and single slots besides, give or take what is in flight;
+//   async-signal-safe: where a lock is held by this very thread, a block comes from emergency
+//   memory and a freed one waits on the deferred list.
 // Cost: a batch's worth of work, once a batch.
 #ifndef PCMALLOC_ALLOCATOR_FRONT_FRONT_H_
 #define PCMALLOC_ALLOCATOR_FRONT_FRONT_H_
@@ -25,9 +26,9 @@ namespace pcmalloc::front {
 // Slots for each class in a slab: as many as a busy CPU has use for.
 percpu::Geometry MakeGeometry();
 
-// The same for a CPU that has just begun: every stack it touches is a page of the wide geometry, so a
-// small process would pay for tables of mostly empty slots. Where classes deserve more slots than that
-// the slab moves to one of 128 slots a class, and then to the wide one.
+// The same for a CPU that has just begun: every stack it touches is a page of the wide geometry, so
+// a small process would pay for tables of mostly empty slots. Where classes deserve more slots than
+// that the slab moves to one of 128 slots a class, and then to the wide one.
 percpu::Geometry MakeCompactGeometry();
 
 // A block of the class, or null without memory.
@@ -39,8 +40,8 @@ void Deallocate(unsigned size_class, void* p);
 // Empties the slab of an index into the layers below; returns the number of objects.
 size_t DrainIndex(int index);
 
-// The same for small blocks of the CPU that the thread runs on, by the operations of the paths: without a
-// stop, beside others.
+// The same for small blocks of the CPU that the thread runs on, by the operations of the paths:
+// without a stop, beside others.
 size_t DrainHere();
 
 // As DrainIndex, and the classes have to earn their capacity anew: for a budget that was lowered.

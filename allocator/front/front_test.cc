@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The policy of the caches, above the real layers: --mode=cpu, legacy or locked, final for the process.
+// The policy of the caches, above the real layers: --mode=cpu, legacy or locked, final
+// for the process.
 #include "allocator/front/front.h"
 
 #include <stdint.h>
@@ -58,8 +59,8 @@ void Give(unsigned size_class, void* p) {
   Deallocate(size_class, p);
 }
 
-// For `step` until `done`. How soon misses are frequent is a matter of time, and a loaded machine may
-// take most of it from a test: what is to come gets ten seconds.
+// For `step` until `done`. How soon misses are frequent is a matter of time, and a loaded machine
+// may take most of it from a test: what is to come gets ten seconds.
 template <typename Done, typename Step>
 bool Eventually(Done done, Step step) {
   const auto start = std::chrono::steady_clock::now();
@@ -146,7 +147,8 @@ TEST_F(Front, ACrampedSlabBecomesWide) {
   EXPECT_TRUE(Eventually([&] { return percpu::CapacityOf(index, kClass).now > middle; }, swing));
 }
 
-// By the real clock: some misses every other millisecond give a class nothing beyond its first slots.
+// By the real clock: some misses every other millisecond give a class nothing beyond
+// its first slots.
 TEST_F(Front, RareMissesGrowNothing) {
   const testing::Pinned pinned;
   constexpr unsigned kClass = 7;
@@ -309,8 +311,8 @@ TEST_F(Front, SlotsGoWhereTheyAvoidMoreMisses) {
   SetBudget(kBudgetBytes);
 }
 
-// Large classes that are all in use at once do not take the budget from each other at every miss; one
-// that is alone soon gets it.
+// Large classes that are all in use at once do not take the budget from each other at every miss;
+// one that is alone soon gets it.
 TEST_F(Front, LargeClassesTakeTurns) {
   const testing::Pinned pinned;
   constexpr int kRounds = 400;
@@ -335,7 +337,8 @@ TEST_F(Front, LargeClassesTakeTurns) {
   CheckBooks();
 }
 
-// The budget is a heap's share, whatever its blocks' size: with 64 MiB in use it is not a small one's.
+// The budget is a heap's share, whatever its blocks' size: with 64 MiB in use it is not
+// a small one's.
 TEST_F(Front, LargeBlocksInUseCountForTheBudget) {
   const testing::Pinned pinned;
   const int index = percpu::CurrentIndex();

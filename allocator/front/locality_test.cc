@@ -23,8 +23,8 @@ namespace {
 
 using Locality = Front;
 
-// A shard that there is no memory for is asked for once and not at every batch. In a child, since what
-// is known of a CPU is known for good.
+// A shard that there is no memory for is asked for once and not at every batch. In a child, since
+// what is known of a CPU is known for good.
 TEST_F(Locality, AShardThatIsRefusedIsNotAskedForAgain) {
   cpu_set_t allowed;
   ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: all that this layer knows of a CPU, side by side: in a small process each of these pages is
-//   one of a few hundred.
+// Purpose: all that this layer knows of a CPU, side by side: in a small process each of these pages
+//   is one of a few hundred.
 //
 //      ... 1][0: counters | books | demand ]    384 bytes each, on lines of its own
 //
@@ -51,8 +51,8 @@ struct alignas(64) PerCpu {
 
 static_assert(sizeof(PerCpu) == 384);
 
-// Backwards, so that in a library that is linked so (tools/build/layout.lds) what comes next in memory
-// is on the page of the first CPUs.
+// Backwards, so that in a library that is linked so (tools/build/layout.lds) what comes next in
+// memory is on the page of the first CPUs.
 extern PerCpu per_cpu[percpu::kMaxCpus];
 inline PerCpu& OfCpu(int index) { return per_cpu[percpu::kMaxCpus - 1 - index]; }
 

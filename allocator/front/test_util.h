@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: the fixture of tests of the front layer.
-// Invariants: what was handed out has come back when a test ends, and the books of who may hold how much
-//   are right, or the test has failed.
+// Invariants: what was handed out has come back when a test ends, and the books of who may hold how
+//   much are right, or the test has failed.
 // Cost: for tests.
 #ifndef PCMALLOC_ALLOCATOR_FRONT_TEST_UTIL_H_
 #define PCMALLOC_ALLOCATOR_FRONT_TEST_UTIL_H_

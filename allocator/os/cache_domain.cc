@@ -47,8 +47,8 @@ uint64_t CacheDomainHere() {
   constexpr uint32_t kAmd = 0x8000001d;
   unsigned bits = SharedBits(kIntel);
   if (bits == 0) bits = SharedBits(kAmd);
-  // A hypervisor that tells nothing of caches, or makes a socket of each CPU: not to be taken for as
-  // many caches.
+  // A hypervisor that tells nothing of caches, or makes a socket of each CPU: not to be taken for
+  // as many caches.
   if (bits == 0) return 0;
   Registers r = {};
   constexpr uint32_t kTopology = 0xb;

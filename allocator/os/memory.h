@@ -24,8 +24,8 @@ void Unreserve(void* start, size_t size);
 // Makes reserved memory readable and writable; pages arrive zeroed on first touch. False: refused.
 bool Commit(void* start, size_t size);
 
-// Makes reserved memory readable: it reads as zero, takes no memory and is not counted by overcommit.
-// False: refused.
+// Makes reserved memory readable: it reads as zero, takes no memory and is not counted by
+// overcommit. False: refused.
 bool LetRead(void* start, size_t size);
 
 // Gives the contents back; the range stays committed and reads as zero afterwards. False: refused,

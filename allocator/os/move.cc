@@ -30,7 +30,8 @@ bool MoveOnto(char* from, char* to, size_t size) {
   return RawSyscall(SYS_mremap, from, size, size, kFlags, to) >= 0;
 }
 
-// Found by trying, since distributions add such things to older kernels and sandboxes take them away.
+// Found by trying, since distributions add such things to older kernels and sandboxes
+// take them away.
 bool MovesSeveralMappings() {
   enum { kUnknown, kYes, kNo };
   static std::atomic<int> answer{kUnknown};
@@ -46,8 +47,9 @@ bool MovesSeveralMappings() {
   return moves;
 }
 
-// Whether so much more may be mapped. MoveOnto unmaps its target before it asks for that, and what is
-// refused then, under a limit that has come since (RLIMIT_AS, RLIMIT_DATA), nobody can map again.
+// Whether so much more may be mapped. MoveOnto unmaps its target before it asks for that, and
+// what is refused then, under a limit that has come since (RLIMIT_AS, RLIMIT_DATA), nobody
+// can map again.
 bool MayMapMore(size_t size) {
   const long mapped = RawSyscall(SYS_mmap, nullptr, size, PROT_READ | PROT_WRITE,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, long{0});
@@ -68,12 +70,13 @@ bool IsMapped(char* page, size_t size) {
   return RawSyscall(SYS_mincore, page, size, &resident) >= 0;
 }
 
-// Ends what MoveOnto gave up, at the limit of mappings or of memory: with some of them moved, one perhaps
-// unmapped at its target, the rest still at their source. Either side reads as zero where the contents are
-// on the other, so they are the two together.
+// Ends what MoveOnto gave up, at the limit of mappings or of memory: with some of them moved, one
+// perhaps unmapped at its target, the rest still at their source. Either side reads as zero where
+// the contents are on the other, so they are the two together.
 void Finish(char* from, char* to, size_t size) {
   const size_t page = KernelPageSize();
-  // The source always is. A sandbox that refuses the question has refused the move, too, before a hole was made.
+  // The source always is. A sandbox that refuses the question has refused the move, too, before a
+  // hole was made.
   const bool may_ask = IsMapped(from, page);
   for (size_t at = 0; at < size; at += page) {
     if (may_ask && !IsMapped(to + at, page)) Map(to + at, page, MAP_FIXED_NOREPLACE);
@@ -89,8 +92,9 @@ void Finish(char* from, char* to, size_t size) {
 constexpr size_t kShortestPiece = size_t{256} << 10;
 
 // Moves what is one mapping, by way of a place between: a kernel that is told the final one at once
-// unmaps it before it finds that the source is more than one mapping, and anybody's mmap may fall into
-// that hole. Returns 0, or a negated error number with both sides as before: -EFAULT where it is more than one.
+// unmaps it before it finds that the source is more than one mapping, and anybody's mmap may fall
+// into that hole. Returns 0, or a negated error number with both sides as before: -EFAULT where it
+// is more than one.
 long MoveOneMapping(char* from, char* to, size_t size) {
   const long moved =
       RawSyscall(SYS_mremap, from, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
@@ -119,8 +123,8 @@ bool Move(void* from, void* to, size_t size) {
 bool MoveByPieces(void* from, void* to, size_t size) {
   char* source = static_cast<char*>(from);
   char* target = static_cast<char*>(to);
-  // A block that was moved and has grown since is several mappings, of which one call moves one. Where
-  // it ends is found by halving; pieces of one mapping become one again where they arrive.
+  // A block that was moved and has grown since is several mappings, of which one call moves one.
+  // Where it ends is found by halving; pieces of one mapping become one again where they arrive.
   size_t piece = size;
   while (size != 0) {
     const long error = MoveOneMapping(source, target, piece);

@@ -117,8 +117,8 @@ TEST_P(MoveTest, WhatWasMovedInPiecesIsOneMappingAgain) {
   for (char* p : {first, block, second}) Unreserve(p, 16 * kMiB);
 }
 
-// A move in a child that may make `left` mappings more. It ends with 0 where the contents arrived or stayed, 1
-// where some were lost, 2 where there is no limit to be met.
+// A move in a child that may make `left` mappings more. It ends with 0 where the contents arrived
+// or stayed, 1 where some were lost, 2 where there is no limit to be met.
 int MoveWithRoomFor(bool (*move)(void*, void*, size_t), size_t left) {
   const size_t page = KernelPageSize();
   const size_t size = 8 * kMiB;

@@ -3,8 +3,8 @@
 // Purpose: makes used memory read as zero, writing no more of it than was touched.
 // Invariants: what the kernel says is absent is dropped rather than trusted: it may be in swap, and
 //   dropping what is not there costs nothing. Short absent runs are written.
-// Cost: a system call for every 4096 kernel pages, and memset over what is resident; one system call
-//   in all once large blocks have turned out untouched many times.
+// Cost: a system call for every 4096 kernel pages, and memset over what is resident; one system
+//   call in all once large blocks have turned out untouched many times.
 #ifndef PCMALLOC_ALLOCATOR_OS_ZERO_H_
 #define PCMALLOC_ALLOCATOR_OS_ZERO_H_
 

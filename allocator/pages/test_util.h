@@ -48,79 +48,96 @@ inline Span* TakeOrNull(size_t pages, size_t alignment = kPageSize, unsigned siz
 
 inline char* Begin(const Span* span) { return reinterpret_cast<char*>(span->start); }
 
+// Over the spans of all arenas, in bytes but for `spans`.
+struct PageSums {
+  uint64_t warm = 0, cold = 0, small = 0, large = 0, spans = 0, maps = 0, pages = 0, reserved = 0;
+};
+
+// The map entries of a span's pages. Lookups inside of a span that is not of small blocks may find
+// nothing.
+inline void CheckMapEntries(const Arena& arena, size_t first_page, const Span* span) {
+  ASSERT_EQ(SpanOf(Begin(span)), span);
+  ASSERT_EQ(SpanOf(Begin(span) + span->bytes() - 1), span);
+  const bool small = span->state == SpanState::kSmall;
+  const unsigned size_class = small ? span->size_class : 0;
+  for (size_t k = first_page; k < first_page + span->pages; ++k) {
+    const char* inside = reinterpret_cast<const char*>(arena.AddressOf(k)) + 100;
+    ASSERT_EQ(ClassOf(inside), size_class);
+    if (Arenas::primary(arena)) {
+      ASSERT_EQ(PrimaryClassOf(inside), size_class);
+    }
+    const Span* found = SpanOf(inside);
+    ASSERT_TRUE(found == span || (!small && found == nullptr));
+  }
+}
+
+// What a kFree span says of its memory; `left` is the span in front of it, or null.
+inline void CheckFreeSpan(const Arena& arena, const Span* span, const Span* left) {
+  if (span->zeroed && !span->returned) {
+    for (size_t byte = 0; byte < span->bytes(); byte += kPageSize - 8) {
+      ASSERT_EQ(Begin(span)[byte], 0);
+    }
+  }
+  if (span->returned) {
+    ASSERT_TRUE(span->zeroed);
+    // A hugepage that was asked for is cold altogether or nowhere.
+    for (const uintptr_t at : {span->start, span->end()}) {
+      ASSERT_TRUE(at % os::kHugePage == 0 || !arena.huge(at)) << "part of a hugepage is cold";
+    }
+    ASSERT_EQ(span->start % os::KernelPageSize(), 0u);
+    ASSERT_EQ(span->bytes() % os::KernelPageSize(), 0u);
+  }
+  if (left != nullptr && left->state == SpanState::kFree) {
+    ASSERT_NE(left->returned, span->returned) << "free neighbours that were not merged";
+  }
+}
+
+// The spans of an arena, one beside the other; adds them to the sums.
+inline void CheckArena(const Arena& arena, PageSums* sums) {
+  sums->reserved += arena.reserved_bytes();
+  sums->maps += arena.map_bytes();
+  sums->pages += (arena.used_pages() - arena.first_page()) << kPageShift;
+  const Span* left = nullptr;
+  size_t in_use = 0;
+  for (size_t page = arena.first_page(); page < arena.used_pages();) {
+    const Span* span = arena.SpanAt(page);
+    ASSERT_NE(span, nullptr);
+    ASSERT_EQ(span->start, arena.AddressOf(page));
+    ASSERT_GT(span->pages, 0u);
+    ASSERT_LE(page + span->pages, arena.used_pages());
+    ASSERT_NO_FATAL_FAILURE(CheckMapEntries(arena, page, span));
+    if (span->state == SpanState::kFree) {
+      (span->returned ? sums->cold : sums->warm) += span->bytes();
+      ASSERT_NO_FATAL_FAILURE(CheckFreeSpan(arena, span, left));
+    } else {
+      (span->state == SpanState::kSmall ? sums->small : sums->large) += span->bytes();
+      ++in_use;
+    }
+    left = span;
+    page += span->pages;
+  }
+  ASSERT_EQ(in_use, arena.spans_in_use);
+  sums->spans += in_use;
+}
+
 // Every page of every arena belongs to one span whose map entries are right, free neighbours are
 // merged, and the statistics are the sums. Only while no other thread uses the page heap.
 inline void CheckPageHeap() {
   const PageStats stats = PageHeap::Stats();
-  uint64_t warm = 0, cold = 0, small = 0, large = 0, spans = 0, maps = 0, pages = 0, reserved = 0;
+  PageSums sums;
   for (int i = 0; i < Arenas::count(); ++i) {
-    const Arena& arena = Arenas::at(i);
-    if (arena.base() == 0) continue;
-    reserved += arena.reserved_bytes();
-    maps += arena.map_bytes();
-    pages += (arena.used_pages() - arena.first_page()) << kPageShift;
-    const Span* left = nullptr;
-    size_t in_use = 0;
-    for (size_t page = arena.first_page(); page < arena.used_pages();) {
-      const Span* span = arena.SpanAt(page);
-      ASSERT_NE(span, nullptr);
-      ASSERT_EQ(span->start, arena.AddressOf(page));
-      ASSERT_GT(span->pages, 0u);
-      ASSERT_LE(page + span->pages, arena.used_pages());
-      ASSERT_EQ(SpanOf(Begin(span)), span);
-      ASSERT_EQ(SpanOf(Begin(span) + span->bytes() - 1), span);
-      for (size_t k = page; k < page + span->pages; ++k) {
-        const char* inside = reinterpret_cast<const char*>(arena.AddressOf(k)) + 100;
-        const unsigned size_class = span->state == SpanState::kSmall ? span->size_class : 0;
-        ASSERT_EQ(ClassOf(inside), size_class);
-        if (Arenas::primary(arena)) {
-          ASSERT_EQ(PrimaryClassOf(inside), size_class);
-        }
-        const Span* found = SpanOf(inside);
-        if (span->state == SpanState::kSmall) {
-          ASSERT_EQ(found, span);
-        } else {
-          ASSERT_TRUE(found == span || found == nullptr);
-        }
-      }
-      if (span->state == SpanState::kFree) {
-        (span->returned ? cold : warm) += span->bytes();
-        if (span->zeroed && !span->returned) {
-          for (size_t byte = 0; byte < span->bytes(); byte += kPageSize - 8) {
-            ASSERT_EQ(Begin(span)[byte], 0);
-          }
-        }
-        if (span->returned) {
-          ASSERT_TRUE(span->zeroed);
-          // A hugepage that was asked for is cold altogether or nowhere.
-          for (const uintptr_t at : {span->start, span->end()}) {
-            ASSERT_TRUE(at % os::kHugePage == 0 || !arena.huge(at)) << "part of a hugepage is cold";
-          }
-          ASSERT_EQ(span->start % os::KernelPageSize(), 0u);
-          ASSERT_EQ(span->bytes() % os::KernelPageSize(), 0u);
-        }
-        if (left != nullptr && left->state == SpanState::kFree) {
-          ASSERT_NE(left->returned, span->returned) << "free neighbours that were not merged";
-        }
-      } else {
-        (span->state == SpanState::kSmall ? small : large) += span->bytes();
-        ++in_use;
-      }
-      left = span;
-      page += span->pages;
-    }
-    ASSERT_EQ(in_use, arena.spans_in_use);
-    spans += in_use;
+    if (Arenas::at(i).base() == 0) continue;
+    ASSERT_NO_FATAL_FAILURE(CheckArena(Arenas::at(i), &sums));
   }
-  ASSERT_EQ(stats.free_bytes, warm);
-  ASSERT_EQ(stats.returned_bytes, cold);
-  ASSERT_EQ(stats.small_bytes, small);
-  ASSERT_EQ(stats.large_bytes, large);
-  ASSERT_EQ(stats.spans, spans);
-  ASSERT_EQ(stats.reserved_bytes, reserved);
-  ASSERT_EQ(stats.committed_bytes, pages + maps);
-  ASSERT_EQ(pages, warm + cold + small + large);
-  ASSERT_GE(stats.metadata_bytes, maps);
+  ASSERT_EQ(stats.free_bytes, sums.warm);
+  ASSERT_EQ(stats.returned_bytes, sums.cold);
+  ASSERT_EQ(stats.small_bytes, sums.small);
+  ASSERT_EQ(stats.large_bytes, sums.large);
+  ASSERT_EQ(stats.spans, sums.spans);
+  ASSERT_EQ(stats.reserved_bytes, sums.reserved);
+  ASSERT_EQ(stats.committed_bytes, sums.pages + sums.maps);
+  ASSERT_EQ(sums.pages, sums.warm + sums.cold + sums.small + sums.large);
+  ASSERT_GE(stats.metadata_bytes, sums.maps);
 }
 
 }  // namespace pcmalloc

@@ -65,8 +65,9 @@ constexpr size_t ClassSize(unsigned size_class) {
   return (size_t{9} + index % 8) << (doubling - 3);
 }
 
-// Pages of a span of the class. Of a large one as many as a block has; of a small one at least 64 KiB or eight objects where that stays below 1 MiB, at
-// most Span::kMaxObjects objects, and a tail of at most 1/16 that no object fits into.
+// Pages of a span of the class. Of a large one as many as a block has; of a small one at least
+// 64 KiB or eight objects where that stays below 1 MiB, at most Span::kMaxObjects objects, and a
+// tail of at most 1/16 that no object fits into.
 constexpr size_t SpanPages(unsigned size_class) {
   const size_t size = ClassSize(size_class);
   if (size == 0) return 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: the assembly vocabulary of a restartable critical section on aarch64: descriptor, arming,
-//   abort stub, and a table by which tools and tests find every section of a binary. Each macro is
-//   a string for extended inline assembly.
+// Purpose: the assembly vocabulary of a restartable critical section on aarch64: descriptor,
+//   arming, abort stub, and a table by which tools and tests find every section of a binary. Each
+//   macro is a string for extended inline assembly.
 //
 //     restart:
 //        PCM_RSEQ_AREA(area, scratch)                    the calling thread's area
@@ -58,10 +58,10 @@
   "add " scratch ", " scratch ", :lo12:" cs "\n\t"                \
   "str " scratch ", [" area ", #8]\n\t"
 
-// Where the kernel sends an aborted thread, with rseq_cs = 0. The signature is a brk instruction, so
-// falling into it is noticed. Stubs stand at the end of the function's own section (subsection 1):
-// conditional branches reach no further than 1 MiB, so they must not lead to another section. Every
-// abort is counted; `a`, `b` are 64-bit registers, `w` the 32-bit name of a third.
+// Where the kernel sends an aborted thread, with rseq_cs = 0. The signature is a brk instruction,
+// so falling into it is noticed. Stubs stand at the end of the function's own section (subsection
+// 1): conditional branches reach no further than 1 MiB, so they must not lead to another section.
+// Every abort is counted; `a`, `b` are 64-bit registers, `w` the 32-bit name of a third.
 #define PCM_RSEQ_ABORT(abort, count, target, a, b, w)             \
   ".subsection 1\n\t"                                             \
   ".inst " PCM_RSEQ_SIGNATURE_TEXT "\n"                           \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: what the behaviour probe's two helper processes (rseq/detect) need in assembly on x86_64:
-//   system calls that touch no errno, and a section that spins.
+// Purpose: what the behaviour probe's two helper processes (rseq/detect) need in assembly on
+//   x86_64: system calls that touch no errno, and a section that spins.
 // Invariants: nothing here uses the thread pointer, which the helpers share with the program. The
 //   spinning section is not in the table of sections and is not counted among the aborts: it is no
 //   part of the allocator.

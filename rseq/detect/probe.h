@@ -10,9 +10,9 @@
 //                           wake: it was preempted there  -->  aborted? rewritten? (three rounds)
 //      reaps, answers <---  reaps, ends  <-------------------  ends
 //
-// Invariants: the program's registrations, signals, affinity and children are as before; no SIGCHLD,
-//   no zombie, no descriptor, no file; errno is kept; nothing comes from malloc. Whatever cannot be
-//   found out is kUnknown with a reason, never a guess.
+// Invariants: the program's registrations, signals, affinity and children are as before; no
+//   SIGCHLD, no zombie, no descriptor, no file; errno is kept; nothing comes from malloc. Whatever
+//   cannot be found out is kUnknown with a reason, never a guess.
 // Cost: Probe() 0.3-10 ms on an idle machine, kMostNanoseconds and a process's end at most. So only
 //   where the answer matters: the legacy scheme is asked for, the doctor, a suspicious release.
 #ifndef PCMALLOC_RSEQ_DETECT_PROBE_H_

@@ -75,8 +75,8 @@ std::string Describe(const ProbeResult& r) {
   return text;
 }
 
-// An emulated machine on a busy one may need more than the time that a probe takes for itself. It says
-// so then: that is no other answer.
+// An emulated machine on a busy one may need more than the time that a probe takes for itself. It
+// says so then: that is no other answer.
 bool WasLate(const Finding32& finding) {
   return finding.value == Class32::kUnknown && !finding.marked.finished &&
          finding.marked.nanoseconds >= kMostNanoseconds;

@@ -3,7 +3,8 @@
 // Purpose: one look at the rseq layer from a fresh process, for rseq_test.cc, which starts it under
 //   every kind of C library set-up, linkage and seccomp filter.
 // Invariants: prints lines "key=value" to stdout and nothing else; status 0 unless it could not
-// run. Cost: none that matters.
+//   run.
+// Cost: none that matters.
 #ifndef PCMALLOC_RSEQ_TESTING_PROBE_H_
 #define PCMALLOC_RSEQ_TESTING_PROBE_H_
 

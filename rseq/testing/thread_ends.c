@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Starts 20,000 detached threads that allocate and free, at the end of their lives too. The argument
-// says how many pthread keys are made before the library makes its own.
+// Starts 20,000 detached threads that allocate and free, at the end of their lives too. The
+// argument says how many pthread keys are made before the library makes its own.
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libpcmalloc.a as a user links it: each compiler, linker and way of linking, and the program runs."""
+"""libpcmalloc.a as a user links it: each compiler, linker and way of linking, and
+the program runs."""
 
 import os
 import re
@@ -27,7 +28,8 @@ class ArchiveTest(unittest.TestCase):
         source = os.path.join(self.directory, "probe" + suffix)
         program = os.path.join(self.directory, "probe")
         shutil.copyfile(PROBE, source)
-        done = subprocess.run([*compiler, "-O1", "-o", program, source, ARCHIVE, *flags, "-pthread"],
+        done = subprocess.run([*compiler, "-O1", "-o", program, source, ARCHIVE, *flags,
+                               "-pthread"],
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               check=False, timeout=120)
         self.assertEqual(done.returncode, 0, done.stdout)

@@ -18,7 +18,8 @@ LIBRARY = os.path.realpath(sys.argv.pop(1))
 PROBE = sys.argv.pop(1)
 
 RUNS = 9  # where the stack begins varies by a page or two
-FAULT_AROUND = 64  # KiB that the kernel maps, from one multiple to the next, around a page of a file
+# KiB that the kernel maps, from one multiple to the next, around a page of a file.
+FAULT_AROUND = 64
 
 # KiB. A page more is within the slack, a new one for each of several tables is not, and 64 KiB more
 # of the library are not: see tools/build/layout.lds.

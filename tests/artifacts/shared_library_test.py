@@ -66,7 +66,8 @@ class SharedLibraryTest(unittest.TestCase):
         self.assertEqual(names - LIBRARY.typed_functions(), set())
 
     def test_demands_only_what_libc_has(self):
-        # Everything else, say of libstdc++, may only be a weak reference: programs without it start.
+        # Everything else, say of libstdc++, may only be a weak reference: programs
+        # without it start.
         names = elf.output("nm", "--dynamic", "--undefined-only", "--with-symbol-versions",
                            LIBRARY.path)
         strong = re.findall(r"^\s+U (\S+)", names, re.M)

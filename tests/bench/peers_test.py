@@ -33,7 +33,8 @@ def stanza(name, version, libc, arch="amd64", size=7, sha256="0" * 64):
                      size, sha256)
 
 
-OLD = "\n".join([stanza("libmimalloc-dev", "3.9", "2.34"), stanza("libmimalloc3", "3.0.1+ds-2.1", "2.34"),
+OLD = "\n".join([stanza("libmimalloc-dev", "3.9", "2.34"),
+                 stanza("libmimalloc3", "3.0.1+ds-2.1", "2.34"),
                  stanza("libmimalloc30", "30", "2.34")])
 NEW = "\n".join([stanza("libmimalloc3", "3.10.0+ds-1", "2.38"),
                  stanza("libmimalloc3", "3.6.0+ds-1", "2.34"),
@@ -126,7 +127,8 @@ class Fetching(unittest.TestCase):
         with open(root + "/DEBIAN/control", "w", encoding="ascii") as file:
             file.write("Package: libmimalloc3\nVersion: %s\nArchitecture: amd64\n"
                        "Maintainer: x <x@x>\nDescription: x\n" % version)
-        with open(root + "/usr/lib/x86_64-linux-gnu/libmimalloc.so.3", "w", encoding="ascii") as file:
+        with open(root + "/usr/lib/x86_64-linux-gnu/libmimalloc.so.3", "w",
+                  encoding="ascii") as file:
             file.write(version)
         os.makedirs(self.directory + "/pool", exist_ok=True)
         path = "%s/pool/libmimalloc3_%s.deb" % (self.directory, version)

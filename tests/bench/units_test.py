@@ -3,11 +3,14 @@
 
 import io
 import math
+import os
 import unittest
+from unittest import mock
 import xml.etree.ElementTree
 
 from tests.testing import cases
 import allocators
+import bench
 import markdown
 import page
 import plots
@@ -110,6 +113,13 @@ class Table(unittest.TestCase):
         self.assertNotIn("\033", table.render(SAMPLE, names, "pcmalloc", metrics="all"))
         painted = table.render(SAMPLE, names, "pcmalloc", colour=True, metrics="all")
         self.assertIn(table.GREEN + "0.50", painted.replace(" ", ""))
+        terminal = mock.Mock(isatty=lambda: True)
+        for changes, coloured in (({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)):
+            with mock.patch.dict(os.environ, changes):
+                if not changes:
+                    os.environ.pop("NO_COLOR", None)
+                self.assertEqual(bench.in_colour(terminal), coloured)
+                self.assertFalse(bench.in_colour(io.StringIO()))
 
     def test_failure_is_shown(self):
         text = table.render(SAMPLE[:3] + SAMPLE[4:], ["glibc", "jemalloc", "pcmalloc"], "pcmalloc",
@@ -166,7 +176,8 @@ class Running(unittest.TestCase):
             return run.Job("micro", row, measure)
 
         records, failed, interrupted = run.run_all(
-            [job("x"), job("y"), job("z")], self.names("A", "B"), 2, run.Progress(12, io.StringIO()))
+            [job("x"), job("y"), job("z")], self.names("A", "B"), 2,
+            run.Progress(12, io.StringIO()))
         self.assertEqual([(r["row"], r["allocator"]) for r in records], [("x", "A"), ("x", "B")])
         self.assertEqual((failed, interrupted), (set(), True))
 

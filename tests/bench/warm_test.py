@@ -62,8 +62,9 @@ class Hypervisor(Machine):
                 ("QEMU", "KVM Virtual Machine", True), ("Amazon EC2", "m7g.large", True),
                 ("Amazon EC2", "m7g.metal", False), ("Dell Inc.", "PowerEdge", False),
                 ("Microsoft Corporation", "Virtual Machine", True),
-                ("Microsoft Corporation", "Surface", False), ("Google", "Google Compute Engine", True),
-                ("Google", "Redrix", False), ("", "", False)):
+                ("Microsoft Corporation", "Surface", False),
+                ("Google", "Google Compute Engine", True), ("Google", "Redrix", False),
+                ("", "", False)):
             root = self.root(sys__class__dmi__id__sys_vendor=vendor + "\n",
                              sys__class__dmi__id__product_name=product + "\n")
             self.assertEqual(warm.under_hypervisor(root), wanted, (vendor, product))

@@ -130,7 +130,8 @@ class Disassembly:
                 raise ValueError(f"{name}: the path runs off the end of the function")
             instruction = body[i]
             path.append(instruction)
-            if instruction.is_return() or (instruction.is_call() and "<memset@" in instruction.text):
+            tail_memset = instruction.is_call() and "<memset@" in instruction.text
+            if instruction.is_return() or tail_memset:
                 return path
             if instruction.is_a("jmp"):
                 if instruction.target() not in at:

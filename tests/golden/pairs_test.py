@@ -22,7 +22,8 @@ class PairsTest(unittest.TestCase):
     def setUpClass(cls):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PCMALLOC_")}
         done = subprocess.run([PROGRAM], env=dict(environment, LD_PRELOAD=LIBRARY), check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              timeout=120)
         print(done.stdout, end="")
         if done.returncode:
             raise RuntimeError(f"{PROGRAM} ended with {done.returncode}: {done.stderr}")

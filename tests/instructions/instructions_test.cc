@@ -76,9 +76,9 @@ constexpr Disturbance kDisturbances[] = {
 };
 
 // What the kernel hands out as mm_cid depends on how many threads there are. Before 6.19 a number
-// stays with its CPU. Since then it stays with its thread while there are no more threads than CPUs,
-// so that it survives a migration and no two threads ever meet on a slab; with more it stays with
-// its CPU.
+// stays with its CPU. Since then it stays with its thread while there are no more threads than
+// CPUs, so that it survives a migration and no two threads ever meet on a slab; with more it stays
+// with its CPU.
 struct Setting {
   Mode mode;
   int sleepers;

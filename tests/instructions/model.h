@@ -27,7 +27,8 @@ struct Verdict {
   std::string wrong;       // empty if what is seen after the round is what it had to lead to
   bool same_slab = false;  // both sides worked on one: a matter of luck where mm_cid is the index
   // The items are right, but not in the slabs of the indices that the victim was seen to have. The
-  // kernel may give another mm_cid between a section and the look at it, though not again and again.
+  // kernel may give another mm_cid between a section and the look at it, though not
+  // again and again.
   bool elsewhere = false;
 };
 

@@ -2,8 +2,8 @@
 //
 // Whoever owns a slab changes it by one store after all others, so that a fork in the middle leaves
 // its child a slab. The owner is executed instruction by instruction, and after each one a child is
-// forked that takes the slab over. What the children find must be the slab before the change, then the
-// slab after it, and nothing else; where there are several changes, each of them in turn.
+// forked that takes the slab over. What the children find must be the slab before the change, then
+// the slab after it, and nothing else; where there are several changes, each of them in turn.
 #include "tests/instructions/owner.h"
 
 #include <errno.h>
@@ -23,6 +23,7 @@
 #include <new>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -115,97 +116,152 @@ struct Course {
   uint32_t moved = 0;
 };
 
-Course CourseOf(Kind kind) {
-  Course course;
-  State state = Initial(kind);
-  ModelStack& few = state.stacks[1];
-  const auto seen = [&] { course.states.push_back(state); };
-  const auto pop = [&](ModelStack& stack, size_t n) {
+// Does what the owner does, to the model of a slab.
+class Model {
+ public:
+  explicit Model(State initial) : state_(std::move(initial)) { Seen(); }
+
+  Course TakeCourse() { return std::move(course_); }
+
+  void PopBatch() {
+    Take(Pop(few_, kBatch));
+    course_.moved = kBatch;
+    Seen();
+  }
+
+  void PushBatch(uint32_t n) {
+    for (uint32_t j = 0; j < n && few_.items.size() < few_.capacity; ++j) {
+      few_.items.push_back(PushedItem(j));
+      ++course_.moved;
+    }
+    Seen();
+  }
+
+  void RaiseCapacity() { SetCapacity(few_, few_.capacity + 3); }
+  void LowerCapacity() { SetCapacity(few_, 3); }
+
+  void FirstCapacity() {
+    ModelStack& unused = state_.stacks[2];
+    unused.used = true;
+    SetCapacity(unused, 12);
+  }
+
+  void Drain() {
+    for (ModelStack& stack : state_.stacks) {
+      while (!stack.items.empty()) {
+        Take(Pop(stack, kAtATime));
+        Seen();
+      }
+    }
+  }
+
+  void DrainWithCapacity() {
+    Drain();
+    for (ModelStack& stack : state_.stacks) {
+      if (stack.capacity != 0) SetCapacity(stack, 0);
+    }
+  }
+
+  // Shows the old slab until it is empty, then the new one, with all that it will have.
+  void Resize(const uint32_t (&most)[kNumClasses]) {
+    State fresh = state_;
+    for (int k = 0; k < kNumClasses; ++k) {
+      ModelStack& stack = fresh.stacks[k];
+      stack.most = most[k];
+      stack.capacity = std::min(stack.capacity, stack.most);
+      stack.items.clear();
+      while (!state_.stacks[k].items.empty()) {
+        PushOrTake(Pop(state_.stacks[k], kAtATime), stack);
+        Seen();
+      }
+    }
+    state_ = fresh;
+    Seen();
+  }
+
+  void Ensure() {
+    state_.second_there = true;
+    Seen();
+  }
+
+ private:
+  void Seen() { course_.states.push_back(state_); }
+
+  void SetCapacity(ModelStack& stack, uint32_t capacity) {
+    stack.capacity = capacity;
+    Seen();
+  }
+
+  static std::vector<uint64_t> Pop(ModelStack& stack, size_t n) {
     std::vector<uint64_t> popped;
     for (; n > 0 && !stack.items.empty(); --n) {
       popped.push_back(stack.items.back());
       stack.items.pop_back();
     }
     return popped;
-  };
-  const auto take = [&](const std::vector<uint64_t>& items) {
-    course.taken.insert(course.taken.end(), items.begin(), items.end());
-  };
-  const auto push = [&](uint32_t n) {
-    for (uint32_t j = 0; j < n && few.items.size() < few.capacity; ++j) {
-      few.items.push_back(PushedItem(j));
-      ++course.moved;
+  }
+
+  void Take(const std::vector<uint64_t>& items) {
+    course_.taken.insert(course_.taken.end(), items.begin(), items.end());
+  }
+
+  // Pushes as many of the items as there is room for.
+  void PushOrTake(const std::vector<uint64_t>& items, ModelStack& stack) {
+    for (const uint64_t item : items) {
+      if (stack.items.size() < stack.capacity) {
+        stack.items.push_back(item);
+      } else {
+        Take({item});
+      }
     }
-  };
-  seen();
+  }
+
+  State state_;
+  Course course_;
+  ModelStack& few_ = state_.stacks[1];
+};
+
+Course CourseOf(Kind kind) {
+  Model model(Initial(kind));
   switch (kind) {
     case Kind::kPopBatch:
-      take(pop(few, kBatch));
-      course.moved = kBatch;
-      seen();
+      model.PopBatch();
       break;
     case Kind::kPushBatch:
+      model.PushBatch(kBatch);
+      break;
     case Kind::kPushMoreThanFits:
-      push(kind == Kind::kPushBatch ? kBatch : kLargeBatch);
-      seen();
+      model.PushBatch(kLargeBatch);
       break;
     case Kind::kRaiseCapacity:
+      model.RaiseCapacity();
+      break;
     case Kind::kLowerCapacity:
-      few.capacity = kind == Kind::kRaiseCapacity ? few.capacity + 3 : 3;
-      seen();
+      model.LowerCapacity();
       break;
     case Kind::kFirstCapacity:
-      state.stacks[2].used = true;
-      state.stacks[2].capacity = 12;
-      seen();
+      model.FirstCapacity();
       break;
     case Kind::kStopAndStart:
       break;
     case Kind::kDrain:
+      model.Drain();
+      break;
     case Kind::kDrainWithCapacity:
-      for (ModelStack& stack : state.stacks) {
-        while (!stack.items.empty()) {
-          take(pop(stack, kAtATime));
-          seen();
-        }
-      }
-      for (ModelStack& stack : state.stacks) {
-        if (kind == Kind::kDrain || stack.capacity == 0) continue;
-        stack.capacity = 0;
-        seen();
-      }
+      model.DrainWithCapacity();
       break;
     case Kind::kResize:
-    case Kind::kResizeToKept:
-    case Kind::kTryResize: {
-      // The old slab until it is empty, then the new one, with all that it will have.
-      State fresh = state;
-      for (int k = 0; k < kNumClasses; ++k) {
-        ModelStack& stack = fresh.stacks[k];
-        stack.most = kind == Kind::kResizeToKept ? kWide[k] : kNarrow[k];
-        stack.capacity = std::min(stack.capacity, stack.most);
-        stack.items.clear();
-        while (!state.stacks[k].items.empty()) {
-          for (const uint64_t item : pop(state.stacks[k], kAtATime)) {
-            if (stack.items.size() < stack.capacity) {
-              stack.items.push_back(item);
-            } else {
-              take({item});
-            }
-          }
-          seen();
-        }
-      }
-      state = fresh;
-      seen();
+    case Kind::kTryResize:
+      model.Resize(kNarrow);
       break;
-    }
+    case Kind::kResizeToKept:
+      model.Resize(kWide);
+      break;
     case Kind::kEnsure:
-      state.second_there = true;
-      seen();
+      model.Ensure();
       break;
   }
-  return course;
+  return model.TakeCourse();
 }
 
 // The process, with its victim in front of the operation.
@@ -294,8 +350,8 @@ struct Case {
 };
 
 // With sections the owner is who has stopped the slab; what sections change is for
-// instructions_test.cc: executed step by step they would never end. Each of the owner's functions in
-// one mode, and in both where it reads the mode itself.
+// instructions_test.cc: executed step by step they would never end. Each of the owner's functions
+// in one mode, and in both where it reads the mode itself.
 constexpr Case kCases[] = {
     {"LockedPopBatch", Mode::kLocked, Kind::kPopBatch},
     {"LockedPushBatch", Mode::kLocked, Kind::kPushBatch},

@@ -55,8 +55,8 @@ class Tracer {
   // not counting what a signal handler did.
   int Finish(uintptr_t address);
 
-  // The slab, as a number in `Shared`, of the index that the kernel gave the victim when it last ran;
-  // -1: none of them.
+  // The slab, as a number in `Shared`, of the index that the kernel gave the victim when it last
+  // ran; -1: none of them.
   int VictimSlab() const;
 
   void MoveVictimTo(int cpu);

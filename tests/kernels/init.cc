@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The first process of a booted kernel: does what /plan says, one line after the other, and switches
-// the machine off. Everything the host needs is a console line "PCM key=value".
+// The first process of a booted kernel: does what /plan says, one line after the other, and
+// switches the machine off. Everything the host needs is a console line "PCM key=value".
 //
 //   mount                                    /proc, /sys, /dev, /tmp and the cpuset controller
 //   offline CPU                              takes a CPU out
@@ -9,11 +9,11 @@
 //   run NAME SECONDS FLAGS [K=V...] ARGV...  runs a program with that environment and time limit
 //
 // FLAGS is "-", or "toggle" (CPUs other than 0 go off-line and on-line meanwhile), or "cpuset" (the
-// allowed CPUs change meanwhile), or "hotadd" (the host is asked for one more CPU, by PCM hot_add, and
-// it is put to use). Of a program's output, lines "PCM key=value" are passed on as "PCM
+// allowed CPUs change meanwhile), or "hotadd" (the host is asked for one more CPU, by PCM hot_add,
+// and it is put to use). Of a program's output, lines "PCM key=value" are passed on as "PCM
 // NAME.key=value", GoogleTest's totals as NAME.passed and NAME.failed, a line of JSON as NAME.json;
-// if it fails its last lines follow as "LOG NAME: ...". NAME.status is its exit status, or 128 + the
-// signal that ended it, or 124 for the time limit.
+// if it fails its last lines follow as "LOG NAME: ...". NAME.status is its exit status, or 128 +
+// the signal that ended it, or 124 for the time limit.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

@@ -122,8 +122,8 @@ void Print(const char* what, const Answer& answer) {
          answer.aborted, answer.rewritten, answer.killed, answer.refused);
 }
 
-// rseq_debug=1 kills whoever writes a field that is the kernel's: then only aborts can be asked for,
-// and the class follows from them as far as it can.
+// rseq_debug=1 kills whoever writes a field that is the kernel's: then only aborts can be asked
+// for, and the class follows from them as far as it can.
 bool DebugMode() {
   char line[4096] = "";
   FILE* file = fopen("/proc/cmdline", "re");

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of ./pcm kernels that need no kernel: choice, archive, reading a console, judgement, what
-is kept."""
+"""The parts of ./pcm kernels that need no kernel: choice, archive, reading a console, judgement,
+what is kept."""
 
 import json
 import os
@@ -256,8 +256,8 @@ class JudgeTest(unittest.TestCase):
             return take
 
         self.assertEqual(self.row("arm64", "7.1.3")["preempt_sabotage"], "caught")
-        # Not noticed, skipped, out of time, a crash, dead before it began, refused by exec, and what
-        # is wrong elsewhere than in the operation with the fault.
+        # Not noticed, skipped, out of time, a crash, dead before it began, refused by exec, and
+        # what is wrong elsewhere than in the operation with the fault.
         for lines in (("status=0", "failed=0"), ("status=124",), ("status=139",), ("noticed=",),
                       ("failed=0",), ("status=127",), ("noticed=Pop stopped at 4 of 9",)):
             for arch, release in (("x86_64", "7.0.9"), ("arm64", "6.18.15")):
@@ -308,7 +308,8 @@ class KeepTest(unittest.TestCase):
             choice = choice_of("x86_64", release)._replace(why=why)
             if digit:
                 choice = choice._replace(package=choice.package._replace(sha256=digit))
-            boots = plan.boots_for(choice, set(programs) | {"stress_dynamic"}, libcs, False, seconds)
+            boots = plan.boots_for(choice, set(programs) | {"stress_dynamic"}, libcs, False,
+                                   seconds)
             return keep.digest(choice, plan.only(boots, only) if only else boots, programs)
 
         same = digest()

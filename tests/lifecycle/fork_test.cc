@@ -77,8 +77,8 @@ class Allocators {
   std::vector<std::thread> threads_;
 };
 
-// The child's exit status, -1 for a signal. One that hangs is left to the watchdog of InChild, which says
-// where.
+// The child's exit status, -1 for a signal. One that hangs is left to the watchdog of InChild,
+// which says where.
 int Await(pid_t child) {
   int status = 0;
   while (waitpid(child, &status, 0) != child) {
@@ -125,16 +125,18 @@ TEST(Fork, OfAProcessWhoseThreadsAllocate) {
       150));
 }
 
-// Signals whose handler forks, one at a time: the next is asked for by the code that they interrupt,
-// once the one before has been handled. A timer that goes on by itself would, on a machine so busy that a
-// handler takes longer than its interval, leave that code not one instruction between two handlers.
+// Signals whose handler forks, one at a time: the next is asked for by the code that they
+// interrupt, once the one before has been handled. A timer that goes on by itself would, on a
+// machine so busy that a handler takes longer than its interval, leave that code not one
+// instruction between two handlers.
 std::atomic<bool> signal_due{false};
 std::atomic<int> forks{0}, forks_inside{0}, bad_children{0}, last_bad{0};
 
 // Set around a fork of the interrupted code.
 volatile sig_atomic_t in_fork = 0;
 
-// Where the C library's code is, and of that the one function that pcmalloc itself calls: syscall().
+// Where the C library's code is, and of that the one function that pcmalloc itself calls:
+// syscall().
 struct Range {
   uintptr_t begin = 0, end = 0;
   bool Has(uintptr_t address) const { return address >= begin && address < end; }
@@ -173,8 +175,8 @@ uintptr_t InterruptedAt(const void* context) {
 void ForkHandler(int, siginfo_t*, void* context) {
   const int kept = errno;
   const uintptr_t at = InterruptedAt(context);
-  // glibc's fork holds a lock of its own while it walks the list of handlers, though not while one of
-  // them runs, and waits for that lock for ever if it is called again by the same thread.
+  // glibc's fork holds a lock of its own while it walks the list of handlers, though not while one
+  // of them runs, and waits for that lock for ever if it is called again by the same thread.
   if (in_fork && c_library.Has(at) && !system_call.Has(at)) {
     signal_due = false;
     return;
@@ -238,8 +240,8 @@ TEST(Fork, InASignalHandlerThatInterruptsMalloc) {
   }
 }
 
-// A signal that comes between the fork handlers, where the kernel copies the process for instance, is
-// handled as soon as pcmalloc's have run.
+// A signal that comes between the fork handlers, where the kernel copies the process for instance,
+// is handled as soon as pcmalloc's have run.
 TEST(Fork, InASignalHandlerThatInterruptsFork) {
   // Up to 2.35 the lock that ForkHandler tells of is held while handlers run, too.
   auto* const version = Lookup<const char*(void)>("gnu_get_libc_version");
@@ -323,8 +325,8 @@ TEST(Spawn, OfAProcessWhoseThreadsAllocate) {
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // vfork
-// Only where a lock guards each slab. The kernel does not know the critical sections of such a child,
-// which runs in its parent's memory: docs/limits.md says why no library can help it.
+// Only where a lock guards each slab. The kernel does not know the critical sections of such a
+// child, which runs in its parent's memory: docs/limits.md says why no library can help it.
 TEST(Vfork, ChildMayAllocateBesideItsParentsThreads) {
   if (Mode() != "locked") GTEST_SKIP() << "a vfork child must not allocate in mode " << Mode();
   EXPECT_TRUE(InChild([] {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A program with operators of its own, or with a malloc of its own, and nothing more: the forms that
-// it leaves out have to come to the ones it has. Every block bears a header that its free checks.
+// A program with operators of its own, or with a malloc of its own, and nothing more: the
+// forms that it leaves out have to come to the ones it has. Every block bears a header that
+// its free checks.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A program that wraps pthread_create, as tools that follow threads do: it allocates under a lock of
-// its own, which whoever starts a thread inside of malloc would meet again.
+// A program that wraps pthread_create, as tools that follow threads do: it allocates under a lock
+// of its own, which whoever starts a thread inside of malloc would meet again.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>

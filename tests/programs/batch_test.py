@@ -31,11 +31,13 @@ $text =~ s/(\d+)/<$1>/g; print "$text\n"; print length(join '', keys %count), "\
 
 PHP = r"""
 $a = []; mt_srand(1);
-for ($i = 0; $i < 60000; $i++) $a["k" . mt_rand() % 50021][] = md5((string)$i) . str_repeat("x", $i % 90);
+for ($i = 0; $i < 60000; $i++)
+  $a["k" . mt_rand() % 50021][] = md5((string)$i) . str_repeat("x", $i % 90);
 ksort($a); $n = 0;
 foreach ($a as $k => $v) { sort($v); $n += strlen(implode(",", $v)); }
 echo $n, " ", md5(json_encode($a)), " ", preg_match_all('/a(b+|c)d/', json_encode($a), $m), "\n";
-echo implode(" ", array_filter(array_map('strtolower', get_loaded_extensions()), 'ctype_alpha')), "\n";
+$names = array_map('strtolower', get_loaded_extensions());
+echo implode(" ", array_filter($names, 'ctype_alpha')), "\n";
 """
 
 AWK = r"""

@@ -35,8 +35,8 @@ class InstructionsSabotageTest(unittest.TestCase):
 
 
 class OwnerSabotageTest(unittest.TestCase):
-    # The case that meets the fault first: one that pushes to a stack, one that writes both halves of
-    # a header.
+    # The case that meets the fault first: one that pushes to a stack, one that writes both halves
+    # of a header.
     FAULTS = {"early-header": "LockedPushBatch", "torn-header": "LockedFirstCapacity"}
 
     def check_caught(self, fault):

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: one flow of control that allocates, checks and frees blocks: the main flow of a worker,
-// its
-//   signal handler, or the main thread's clean-up.
+//   its signal handler, or the main thread's clean-up.
 //
-//      Allocate:  malloc* -> aligned? -> claim -> zero? -> stamp          (a failed claim: report,
-//      let Free:      stamp intact? -> release the claim -> free               the block go, never
-//      free it) Reallocate: stamp intact? -> release -> realloc -> claim -> old contents there? ->
-//      stamp
+//      Allocate:    malloc* -> aligned? -> claim -> zero? -> stamp
+//      Free:        stamp intact? -> release the claim -> free
+//      Reallocate:  stamp intact? -> release -> realloc -> claim -> old contents there? -> stamp
+//      (a failed claim: report, let the block go, never free it)
 //
 // Invariants: what the registry holds is always a part of what the malloc has handed out; the loser
-// of
-//   a claim writes nothing into the block, so that its other owner's stamp stays whole.
+//   of a claim writes nothing into the block, so that its other owner's stamp stays whole.
 // Cost: about 100 ns a block of 64 bytes beside the malloc itself.
 #ifndef PCMALLOC_TESTS_STRESS_ACTOR_H_
 #define PCMALLOC_TESTS_STRESS_ACTOR_H_

@@ -44,10 +44,10 @@ ABSL_FLAG(bool, aligned, true, "also call posix_memalign, aligned_alloc and mema
 ABSL_FLAG(bool, full_stamps, false, "stamp and verify every byte of large blocks too");
 ABSL_FLAG(bool, signals, true, "interrupt threads by signals whose handler allocates and frees");
 ABSL_FLAG(uint32_t, signal_rate, 2000, "signals a second");
-ABSL_FLAG(
-    std::string, handler_malloc, "auto",
-    "where the signal handler may allocate: always, outside (not where it interrupted malloc), "
-    "never; auto: always if the malloc has pcmalloc_mode(), else outside");
+// "outside" leaves out the signals that interrupt a call of malloc; "auto" is "always" if the
+// malloc has pcmalloc_mode(), else "outside".
+ABSL_FLAG(std::string, handler_malloc, "auto",
+          "malloc in handlers: always, outside (of malloc), never, auto (if safe)");
 ABSL_FLAG(bool, migrate, true, "move threads to other CPUs at any instant");
 ABSL_FLAG(uint32_t, migrate_rate, 2000, "migrations a second");
 ABSL_FLAG(bool, forks, true, "fork children that verify, free and allocate");
@@ -61,7 +61,7 @@ ABSL_FLAG(bool, trim, true, "call malloc_trim(0)");
 ABSL_FLAG(uint32_t, trim_rate, 10, "trims a second");
 ABSL_FLAG(double, stall_seconds, 30, "without any progress for that long, the malloc hangs");
 ABSL_FLAG(bool, check_rss, false,
-          "fail when resident memory grows by half and 16 MiB after a quarter of the run");
+          "fail when RSS grows by half and 16 MiB after a quarter of the run");
 ABSL_FLAG(uint32_t, reports, 10, "violations told in full; the rest is only counted");
 ABSL_FLAG(bool, quiet, false, "print violations only");
 ABSL_FLAG(bool, json, false, "print the summary as one JSON object");

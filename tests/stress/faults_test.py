@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""double_alloc_stress must notice each fault of the toy malloc, name it rightly, and pass without."""
+"""double_alloc_stress must notice each fault of the toy malloc, name it rightly, and pass
+without."""
 
 import json
 import os
@@ -14,7 +15,8 @@ BINARY, BROKEN = [os.path.abspath(path) for path in sys.argv[1:3]]
 CALM = ["--nosignals", "--noforks", "--norespawn", "--notrim"]
 OWNER = re.compile(r"thread \d+( \(signal handler\))?, sequence \d+, block 0x[0-9a-f]+, size \d+, "
                    r"allocated on cpu \d+, held \d+(\.\d+)? (ns|us|ms|s), (still held|released )")
-# What a fault entails: calloc and realloc write into the block before anybody can look at its address.
+# What a fault entails: calloc and realloc write into the block before anybody can look
+# at its address.
 DUPLICATES = ["duplicate", "lost_contents", "nonzero_calloc"]
 
 
@@ -143,9 +145,10 @@ class OptionsTest(unittest.TestCase):
 
     def test_table_and_json_have_the_same_keys(self):
         """One key a line in the table, values right-aligned."""
-        table = subprocess.run([BINARY, "--seconds=0.2"], capture_output=True, text=True, check=True)
-        summary = subprocess.run([BINARY, "--seconds=0.2", "--json"], capture_output=True, text=True,
-                                 check=True)
+        table = subprocess.run([BINARY, "--seconds=0.2"], capture_output=True, text=True,
+                               check=True)
+        summary = subprocess.run([BINARY, "--seconds=0.2", "--json"], capture_output=True,
+                                 text=True, check=True)
         keys = [line.split()[0] for line in table.stdout.splitlines()]
         self.assertEqual(keys, list(json.loads(summary.stdout)))
         self.assertEqual(table.stderr + summary.stderr, "")

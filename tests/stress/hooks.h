@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: what the malloc under test offers beyond the C family, looked up by name at start so
-// that
-//   one binary serves every malloc.
+//   that one binary serves every malloc.
 // Invariants: a null entry means "not offered"; no pcmalloc header is needed.
 // Cost: a few dlsym calls at start.
 #ifndef PCMALLOC_TESTS_STRESS_HOOKS_H_

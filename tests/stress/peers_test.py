@@ -51,7 +51,8 @@ class PeersTest(unittest.TestCase):
         """Debian 12's mimalloc 2.0.9 misaligns aligned_alloc(256, 256): every one, single-threaded.
         A release that does not may pass; nothing else may go wrong (fork children see it too)."""
         status, summary, stderr = self.run_peer("mimalloc", "--seconds=2")
-        self.assertLessEqual(set(summary["violations"]), {"total", "misaligned", "fork_child"}, stderr)
+        self.assertLessEqual(set(summary["violations"]), {"total", "misaligned", "fork_child"},
+                             stderr)
         self.assertEqual(status, 1 if summary["violations"]["total"] else 0)
 
     def test_tcmalloc_minimal(self):

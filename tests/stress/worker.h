@@ -8,8 +8,7 @@
 //   a worker exchanges what it gives for whatever lies there.
 //
 // Invariants: a slot or cell holds the index of at most one block description, and a description
-// lies
-//   in at most one slot or cell; all of it in memory from mmap.
+//   lies in at most one slot or cell; all of it in memory from mmap.
 // Cost: a hand-over is one atomic exchange.
 #ifndef PCMALLOC_TESTS_STRESS_WORKER_H_
 #define PCMALLOC_TESTS_STRESS_WORKER_H_

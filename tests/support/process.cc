@@ -161,8 +161,8 @@ AssertionResult InFreshProcess(const std::string& scenario, const FreshProcess& 
 
 }  // namespace pcmalloc::testing
 
-// Runs the one scenario named on the command line, or else all tests; nothing if the environment did
-// not lead to the allocator and mode that it was to lead to (tools/run_variant.py).
+// Runs the one scenario named on the command line, or else all tests; nothing if the environment
+// did not lead to the allocator and mode that it was to lead to (tools/run_variant.py).
 int main(int argc, char** argv) {
   using pcmalloc::testing::kScenarioFlag;
   ::testing::InitGoogleTest(&argc, argv);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Purpose: runs a piece of a test in a process of its own, bounded by a watchdog: a forked child,
-// or
-//   this very executable started again to run one named scenario from its first instruction on.
+//   or this very executable started again to run one named scenario from its first instruction on.
 // Invariants: no child outlives the call (its process group is killed); failed expectations of the
 //   child become a failure of the parent; one that the watchdog ended says where it was (hang.h).
 // Cost: a fork (or fork and exec) each.

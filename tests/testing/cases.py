@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """unittest.main() that also writes Bazel's test.xml, one testcase for each test method.
 
-Without it Bazel knows a Python test only as a whole. Use: `if __name__ == "__main__": cases.main()`.
+Without it Bazel knows a Python test only as a whole. Use:
+`if __name__ == "__main__": cases.main()`.
 """
 
 import os

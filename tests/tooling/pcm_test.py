@@ -3,6 +3,8 @@
 
 import os
 import pathlib
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,8 @@ import unittest
 from tests.testing import cases
 
 PCM, PACKAGES = (os.path.realpath(path) for path in (sys.argv.pop(1), sys.argv.pop(1)))
+HELP_TEXTS = [(path, path.read_text(encoding="utf-8"))
+              for path in pathlib.Path("tools").glob("*/help.txt")]
 
 # Writes its arguments to $LOG. As `bazel build` it makes each label's file and says something; it
 # fails when $FAIL is set.
@@ -63,6 +67,9 @@ class PcmTest(unittest.TestCase):
         (self.tree / "allocator").mkdir()
         shutil.copy(PCM, self.tree / "pcm")
         shutil.copy(PACKAGES, self.tree / "tools/packages.txt")
+        for path, text in HELP_TEXTS:
+            (self.tree / path).parent.mkdir()
+            (self.tree / path).write_text(text)
         self.source = self.tree / "allocator/source.cc"
         self.source.write_text("")
         programs = self.top / "programs"
@@ -95,11 +102,44 @@ class PcmTest(unittest.TestCase):
         starts = {row.index(words) for row, words in zip(rows, ("run a program", "what this",
                                                                 "look for"))}
         self.assertEqual(len(starts), 1, rows)
-        for command in ("run", "build", "test"):
-            done = self.pcm(command, "--help")
-            self.assertEqual((done.returncode, done.stdout.split()[:3]),
-                             (0, ["Usage:", "pcm", command]))
+
+    def test_help_of_each_command(self):
+        """Nothing is built or installed for it."""
+        table = re.search(r'^commands="\\\n(.*?)"$', pathlib.Path(PCM).read_text(), re.S | re.M)[1]
+        for row in table.splitlines():
+            command, _, _, program = (field.strip() for field in row.split("|"))
+            if program and not program.startswith("//"):
+                script = self.tree / program
+                script.parent.mkdir(exist_ok=True)
+                script.write_text(f'#!/bin/sh\necho "usage: ./pcm {command} $*"\n')
+                script.chmod(0o755)
+            done = self.pcm(command, "--help", MISSING="g++ python3 qemu-system-x86")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertTrue(done.stdout.startswith(f"usage: ./pcm {command}"), done.stdout)
         self.assertEqual(self.logged(), [])
+
+    def test_help_texts(self):
+        self.assertEqual({path.parent.name for path, _ in HELP_TEXTS}, {"doctor", "stress"})
+        for path, text in HELP_TEXTS:
+            for arguments in (["-h"], ["--help"], ["--json", "--help"]):
+                self.assertEqual(self.pcm(path.parent.name, *arguments).stdout, text)
+        self.assertEqual(self.logged(), [])
+
+    def test_help_that_is_for_a_program(self):
+        for separator in ([], ["--"]):
+            done = self.pcm("run", *separator, "sh", "-c", "echo $1", "sh", "--help")
+            self.assertEqual(done.stdout, "--help\n", done.stderr)
+
+    def test_bazel_obeys_no_color(self):
+        master, slave = pty.openpty()
+        self.addCleanup(os.close, master)
+        for changes, colourless in (({}, False), ({"NO_COLOR": ""}, False),
+                                    ({"NO_COLOR": "1"}, True)):
+            self.log.unlink(missing_ok=True)
+            subprocess.run([self.tree / "pcm", "build"], stdout=slave, stderr=slave, timeout=60,
+                           check=True, env={**self.environment, **changes})
+            self.assertEqual("--color=no" in self.logged()[0].split(), colourless)
+        os.close(slave)
 
     def test_unknown_command(self):
         for command in ("frobnicate", ".*", "run |"):
@@ -180,6 +220,28 @@ class PcmTest(unittest.TestCase):
         self.assertEqual(done.stdout.split(), [f"{out}/libpcmalloc.so", f"{out}/libpcmalloc.a"])
         for path in done.stdout.split():
             self.assertTrue(os.path.exists(path))
+
+    def test_build_makes_a_link_of_the_soname(self):
+        library = self.top / "with_soname.so"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libpcmalloc.so.7", "-o", library,
+                        "-x", "c", "-"], input="int i;", text=True, check=True)
+        for _ in range(2):
+            self.assertEqual(self.pcm("build", LIBRARY=str(library)).returncode, 0)
+            self.assertEqual(os.readlink(self.tree / "out/libpcmalloc.so.7"), "libpcmalloc.so")
+
+    def test_install_sees_what_is_wrong_before_it_builds(self):
+        script = self.tree / "tools/install/install.py"
+        script.parent.mkdir()
+        script.write_text('#!/bin/sh\necho "$*"\ncase $* in *--bad*) exit 2; esac\n')
+        script.chmod(0o755)
+        done = self.pcm("install", "--bad")
+        self.assertEqual((done.returncode, done.stdout), (2, "install --check --bad\n"))
+        self.assertEqual(self.pcm("uninstall", "--x").stdout, "uninstall --x\n")
+        self.assertEqual(self.logged(), [])
+        done = self.pcm("install", "--prefix", "/x")
+        self.assertEqual(done.stdout.splitlines(),
+                         ["install --check --prefix /x", "install --prefix /x"])
+        self.assertTrue((self.tree / "out/libpcmalloc.a").exists())
 
     def test_build_failure_is_shown_in_full(self):
         done = self.pcm("run", "echo", "ran", FAIL="1")

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// steal_cpu COMMAND ARGUMENTS...: runs a command on a machine that takes its CPUs away, as a host does
-// with too many guests: a real-time thread on every CPU is busy for 0.2 to 20 ms, then idle for 0.05 to
-// 5, another rhythm each half second. What fails only then depends on how much happens in a second.
+// steal_cpu COMMAND ARGUMENTS...: runs a command on a machine that takes its CPUs away, as a host
+// does with too many guests: a real-time thread on every CPU is busy for 0.2 to 20 ms, then idle
+// for 0.05 to 5, another rhythm each half second. What fails only then depends on how much happens
+// in a second.
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>

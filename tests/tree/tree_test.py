@@ -20,6 +20,11 @@ PUBLIC_HEADER = pathlib.Path("allocator/api/include/pcmalloc/pcmalloc.h")
 
 HEADER_LINES = 500
 SOURCE_LINES = 600
+COLUMNS = 100
+# Of comments: one or two words; what begins a paragraph of its own; diagrams and tables.
+FEW_WORDS = re.compile(r"[A-Za-z][\w'-]*[,;:.]?( [A-Za-z][\w'-]*[,;:.]?)?$")
+BEGINS = re.compile(r"(Purpose|Invariants|Cost): |[-*] |\d+[.)] ")
+DRAWN = re.compile(r"\S  +\S|[|^]|--")
 # Instructions; a declaration that names its symbol, `int f() __asm__("g");`, is none.
 ASSEMBLY = re.compile(r"\b(__asm__|__asm|asm)\b\s*(__volatile__|volatile|goto|inline)\b"
                       r"|(^|[;{}])\s*(__asm__|__asm|asm)\b")
@@ -48,6 +53,13 @@ def lines_of(path):
     return (TREE / path).read_text(encoding="utf-8").splitlines()
 
 
+def comments_of(path):
+    """For each line its text if it is a comment and nothing else, otherwise ""."""
+    mark = "#" if path.suffix == ".py" else "//"
+    return [line.strip()[len(mark):].strip() if line.strip().startswith(mark) else ""
+            for line in lines_of(path)]
+
+
 def without_comments(lines):
     """The code of C++ lines; good enough for text that names no comment marks in strings."""
     text = "\n".join(lines)
@@ -65,6 +77,7 @@ class TreeTest(unittest.TestCase):
         cls.files = sorted(files_of(TREE))
         cls.sources = [path for path in cls.files if is_source(path)]
         cls.cxx = [path for path in cls.files if path.suffix in CXX]
+        cls.cxx_and_python = [path for path in cls.files if path.suffix in CXX | {".py"}]
 
     def assert_none(self, offenders, rule):
         if offenders:
@@ -87,6 +100,25 @@ class TreeTest(unittest.TestCase):
             [f"{path}: {len(lines_of(path))} lines" for path in self.cxx
              if len(lines_of(path)) > (HEADER_LINES if path.suffix == ".h" else SOURCE_LINES)],
             f"headers have at most {HEADER_LINES} lines, sources {SOURCE_LINES}")
+
+    def test_width(self):
+        """clang-format moves no comment and no string, and sees no Python."""
+        self.assert_none(
+            [f"{path}:{number}: {len(line)} columns" for path in self.cxx_and_python
+             for number, line in enumerate(lines_of(path), 1)
+             if len(line) > COLUMNS and "://" not in line],
+            f"lines have at most {COLUMNS} columns")
+
+    def test_no_words_are_left_alone_within_a_comment(self):
+        offenders = []
+        for path in self.cxx_and_python:
+            comments = comments_of(path)
+            for number, three in enumerate(zip(comments, comments[1:], comments[2:]), 2):
+                _, text, after = three
+                if (all(three) and FEW_WORDS.match(text) and not BEGINS.match(after)
+                        and not any(map(DRAWN.search, three))):
+                    offenders.append(f"{path}:{number}: {text}")
+        self.assert_none(offenders, "a line of one or two words within a paragraph of a comment")
 
     def test_headers_open_with_their_contract(self):
         library = re.compile(r"^(allocator|rseq|percpu)/")

@@ -3,6 +3,7 @@
 """Compares pcmalloc with glibc and Debian's other allocators. See benchmarks/README.md.
 
 Builds the benchmarks and the library, and installs peers and programs that are missing (as root).
+The tables have colours on a terminal, unless NO_COLOR is set.
 Exit status: 0 all rows were measured, 1 some failed, 130 interrupted (what was done is shown).
 """
 
@@ -32,7 +33,7 @@ BINARIES = ("micro", "scale", "memory", "linearity", "exec_counted")
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(prog="pcm bench", description=__doc__,
+    parser = argparse.ArgumentParser(prog="./pcm bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="all",
                         help="comma list of %s, or all (default)" % ", ".join(suites.SUITES))
@@ -80,6 +81,11 @@ def parse_arguments(argv):
     return options
 
 
+def in_colour(stream):
+    """Whether what is written there may have colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
 def names_target(package, target):
     """Whether the BUILD file of `package` has the target; asking Bazel would cost seconds."""
     try:
@@ -99,7 +105,8 @@ def build(wanted_library):
     if wanted_library and names_target("", "libpcmalloc.so"):
         targets.append("//:libpcmalloc.so")
         library = os.path.join(ROOT, "bazel-bin", "libpcmalloc.so")
-    command = ["bazel", "build", "--noshow_progress", "--ui_event_filters=-info", *targets]
+    command = ["bazel", "build", "--noshow_progress", "--ui_event_filters=-info",
+               "--color=" + ("no" if os.environ.get("NO_COLOR") else "auto"), *targets]
     try:
         done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
     except FileNotFoundError:
@@ -204,7 +211,7 @@ def main(argv=None):
     if options.markdown:
         with open(options.markdown, "w", encoding="utf-8") as file:
             file.write(markdown.render(records, names, options.subject, facts, options.metrics))
-    print(table.render(records, names, options.subject, failed, sys.stdout.isatty(),
+    print(table.render(records, names, options.subject, failed, in_colour(sys.stdout),
                        options.metrics), end="")
     if failed:
         print("pcm bench: %d rows failed" % len(failed), file=sys.stderr)

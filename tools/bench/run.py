@@ -189,7 +189,8 @@ def run_all(jobs, allocators, runs, progress=None, warmer=None):
 
 
 def run_job(job, allocators, runs, failed, progress, warmer):
-    """{(suite, row, metric, unit, allocator): (the job's row, values)} of one row; adds to `failed`."""
+    """{(suite, row, metric, unit, allocator): (the job's row, values)} of one row;
+    adds to `failed`."""
     values = {}
     for number in range(runs):
         for allocator in allocators:

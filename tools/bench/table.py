@@ -36,7 +36,8 @@ def number(value):
 
 
 def byte_scale(unit, values):
-    """(divisor, unit's name) that keeps a table of bytes readable: four digits are, 0.00546 is not."""
+    """(divisor, unit's name) that keeps a table of bytes readable: four digits are,
+    0.00546 is not."""
     largest = max(values, default=0)
     if unit == "B" and largest >= 4 * 2**20:
         return 2**20, "MiB"

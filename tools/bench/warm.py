@@ -257,8 +257,9 @@ class Warmer:
         if not self.wanted:
             return []
         name = "memory touched before"
-        return [(name + " each run, as free memory goes back to the host" if self.each_run else name,
-                 str(self.touched))]
+        if self.each_run:
+            name += " each run, as free memory goes back to the host"
+        return [(name, str(self.touched))]
 
 
 def needs_memory(job):

@@ -21,6 +21,10 @@ LIBRARY_COPTS = [
     "-U_FORTIFY_SOURCE",
 ]
 
+# By which a program that was linked with the shared library looks for it. The number is
+# PCMALLOC_VERSION_MAJOR of the public header; //tests/artifacts:version_test compares.
+SONAME = "libpcmalloc.so.0"
+
 def pcm_library(name, copts = [], cold = False, **kwargs):
     """A layer of the allocator: cc_library with the flags that every layer shares.
 
@@ -90,7 +94,7 @@ def preload_library(name, malloc):
             "-Wl,-z,noseparate-code",
             "-Wl,-T,$(location //tools/build:layout.lds)",
             "-Wl,--version-script=$(location //:libpcmalloc.lds)",
-            "-Wl,-soname,libpcmalloc.so",
+            "-Wl,-soname," + SONAME,
         ],
         linkshared = True,
         deps = [

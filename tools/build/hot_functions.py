@@ -133,7 +133,8 @@ def met(program, library, offsets):
 
 
 def section_names(names):
-    """Of the sections that -ffunction-sections makes; the compiler's copies of parts go with them."""
+    """Of the sections that -ffunction-sections makes; the compiler's copies of parts
+    go with them."""
     for name in names:
         name = re.split(r"\.(?:part|constprop|isra|cold)\b", name)[0]
         yield f".text.{name}*" if name.startswith("_Z") else f".text.{name}"

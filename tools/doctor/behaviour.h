@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Purpose: what the running kernel really does with restartable sequences, and what that means to an
-//   administrator.
+// Purpose: what the running kernel really does with restartable sequences, and what that means
+//   to an administrator.
 // Invariants: the words are pure functions of the finding; what could not be found out is "unknown"
 //   and says what was in the way.
 // Cost: ProbeKernel() 1 ms on an idle machine, below 3 s on any.

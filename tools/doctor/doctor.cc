@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
 
   absl::SetProgramUsageMessage(
       "says what this machine offers to pcmalloc, which mode the library takes here, and why\n"
-      "Usage: pcm doctor [--json] [--probe]");
+      "Usage: ./pcm doctor [FLAG...]; ./pcm doctor --help explains the flags that users need.");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     fprintf(stderr, "doctor: unexpected argument: %s\n", arguments[1]);

@@ -3,8 +3,7 @@
 // Purpose: what this machine, kernel and C library offer to a per-CPU allocator, asked for without
 //   the allocator's own code: the doctor is a second opinion.
 // Invariants: whatever cannot be found out reads as kUnknown or an empty optional, never as a
-// guess;
-//   nothing that others registered is changed.
+//   guess; nothing that others registered is changed.
 // Cost: about 20 ms, nearly all of it spent watching threads run on the allowed CPUs.
 #ifndef PCMALLOC_TOOLS_DOCTOR_FACTS_H_
 #define PCMALLOC_TOOLS_DOCTOR_FACTS_H_

@@ -127,14 +127,14 @@ TEST(BehaviourTest, WhenAllIsWell) {
   EXPECT_THAT(table, HasSubstr("kernel, longer      OK: 33 bytes accepted, sections are aborted"));
   EXPECT_THAT(Advice(facts, PerCpu()), HasSubstr("Nothing to do: per-CPU caches are on. The "));
   const std::string json = Json(facts, PerCpu());
-  EXPECT_THAT(json, HasSubstr("\"class32\": \"CACHE_OK\""));
-  EXPECT_THAT(json, HasSubstr("\"classV2\": \"OK\""));
-  EXPECT_THAT(Json(Server(), PerCpu()), HasSubstr("\"class32\": null"));
+  EXPECT_THAT(json, HasSubstr("\"class_32_bytes\": \"CACHE_OK\""));
+  EXPECT_THAT(json, HasSubstr("\"class_longer\": \"OK\""));
+  EXPECT_THAT(Json(Server(), PerCpu()), HasSubstr("\"class_32_bytes\": null"));
 }
 
 TEST(BehaviourTest, WarnsOfMarksThatSurvive) {
   const Facts facts = Probed(Rounds(3, 0), Rounds(3, 0));
-  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class32\": \"NO_CACHE\""));
+  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class_32_bytes\": \"NO_CACHE\""));
   const std::string advice = Advice(facts, PerCpu());
   EXPECT_THAT(advice, HasSubstr("google/tcmalloc before its fix corrupts memory"));
   EXPECT_THAT(advice, Not(HasSubstr("Nothing to do")));
@@ -144,8 +144,8 @@ TEST(BehaviourTest, WarnsOfSectionsThatAreNotAborted) {
   // The two kernels of arm64: without any abort, and with the mark rewritten nevertheless.
   for (const int rewritten : {0, 3}) {
     Facts facts = Probed(Rounds(0, rewritten), Rounds(0, 0));
-    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class32\": \"NO_RSEQ\""));
-    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"classV2\": \"NO_RSEQ\""));
+    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class_32_bytes\": \"NO_RSEQ\""));
+    EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class_longer\": \"NO_RSEQ\""));
     facts.machine = "aarch64";
     const std::string advice = Advice(facts, PerCpu());
     EXPECT_THAT(advice, HasSubstr("arm64: rseq must not be used on this kernel"));
@@ -160,7 +160,7 @@ TEST(BehaviourTest, NamesWhatWasInTheWay) {
   const Facts facts = Probed(hindered, hindered);
   EXPECT_THAT(Table(facts, PerCpu(), /*colour=*/false),
               HasSubstr("unknown: cannot make a process (clone): EPERM\n"));
-  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"classV2\": \"unknown\""));
+  EXPECT_THAT(Json(facts, PerCpu()), HasSubstr("\"class_longer\": \"unknown\""));
   EXPECT_THAT(Advice(facts, PerCpu()), HasSubstr("no full answer"));
 }
 
@@ -169,8 +169,8 @@ TEST(BehaviourTest, NoRseqAtAllIsNoBrokenKernel) {
   refused.registration_error = ENOSYS;
   Facts facts = Probed(refused, refused);
   const Answer locked = ParseAnswer("locked\nno rseq\n", "", "");
-  EXPECT_THAT(Json(facts, locked), HasSubstr("\"class32\": \"NO_RSEQ\""));
-  EXPECT_THAT(Json(facts, locked), HasSubstr("\"classV2\": \"none\""));
+  EXPECT_THAT(Json(facts, locked), HasSubstr("\"class_32_bytes\": \"NO_RSEQ\""));
+  EXPECT_THAT(Json(facts, locked), HasSubstr("\"class_longer\": \"none\""));
   EXPECT_THAT(Advice(facts, locked), Not(HasSubstr("must not be used")));
 }
 

@@ -24,8 +24,8 @@ BOOT_SECONDS = 90
 
 def command(arch, kernel, initrd, cpus, memory, append="", smp_more="", model=None, monitor=None,
             dtb=None):
-    """The QEMU command line. model: another processor; monitor: path of a socket for QEMU's monitor;
-    dtb: a device tree instead of the machine's own."""
+    """The QEMU command line. model: another processor; monitor: path of a socket for QEMU's
+    monitor; dtb: a device tree instead of the machine's own."""
     machine = list(MACHINES[arch])
     if model:
         machine[machine.index("-cpu") + 1] = model
@@ -154,8 +154,8 @@ def _run_once(arguments, limit, progress, monitor=None, hot_add=()):
 
 def boot(arch, kernel, archive, one, memory=512, deadline=float("inf"),
          progress=lambda result, seconds: None):
-    """Boots `one` (a plan.Boot) with its initramfs (bytes) until `deadline` at most. Retries once if
-    the boot did not reach its end, as emulation under load sometimes does not."""
+    """Boots `one` (a plan.Boot) with its initramfs (bytes) until `deadline` at most. Retries once
+    if the boot did not reach its end, as emulation under load sometimes does not."""
     def limit():
         return min(BOOT_SECONDS + one.seconds, deadline - time.monotonic())
     with tempfile.TemporaryDirectory(prefix="pcmalloc-boot-") as directory:

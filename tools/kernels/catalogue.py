@@ -69,8 +69,8 @@ def modern_enough_for_debug(release):
 # The small "cloud" flavour: from 6.19 on linux-binary-* holds the image alone, and linux-image-*
 # next to nothing.
 _KERNEL = re.compile(r"linux-(image|binary)-\d.*-cloud-(amd64|arm64)(-unsigned)?$")
-# The same with pages of 16 KiB, of which there is no cloud flavour; before 6.19 they come with 90 MB
-# of modules, and are left alone.
+# The same with pages of 16 KiB, of which there is no cloud flavour; before 6.19 they come with
+# 90 MB of modules, and are left alone.
 _KERNEL_16K = re.compile(r"linux-binary-\d.*-arm64-16k$")
 
 
@@ -158,8 +158,8 @@ def choose(packages, arches=ARCHES, classes=None, quick=False):
 
 
 def for_topology(choices):
-    """Of what was chosen, the newest of each architecture, and of those kernels to which a CPU can be
-    added while they run."""
+    """Of what was chosen, the newest of each architecture, and of those kernels to which a CPU can
+    be added while they run."""
     newest = {(c.arch, c.expected == "CACHE_OK"): c for c in choices
               if c.package and not has_16k_pages(c.package)}
     return [newest[key]._replace(why=TOPOLOGY)

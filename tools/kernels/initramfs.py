@@ -21,7 +21,8 @@ def _padded(data):
 def newc(files):
     """The archive of {path: bytes}, plus their directories and /dev/console; all executable.
 
-    Paths are relative ("bin/init"). The order is that of the names, so equal input gives equal bytes.
+    Paths are relative ("bin/init"). The order is that of the names, so equal input
+    gives equal bytes.
     """
     directories = {"dev"}
     for path in files:

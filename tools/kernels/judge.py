@@ -61,7 +61,8 @@ def _summary_problem(mode, text):
 
 
 class Cells(dict):
-    """Cell -> what is wrong with it; a cell that something was asked for is there, empty if right."""
+    """Cell -> what is wrong with it; a cell that something was asked for is there,
+    empty if right."""
 
     def of(self, name):
         return self.setdefault(name, [])
@@ -86,7 +87,8 @@ def _judge_sabotage(choice, boot, result, row, cells):
 
 
 def _judge_preempt_sabotage(boot, result, row, cells):
-    """The instruction test must say at which instruction of the faulty operation it noticed what."""
+    """The instruction test must say at which instruction of the faulty operation it noticed
+    what."""
     if "sabotage_preempt" not in programs_of(boot):
         return
     said = result.program("sabotage_preempt")

@@ -58,7 +58,8 @@ class Kept:
                     None)
 
     def add(self, row):
-        """Puts a row in, in the place of one of the same kernel and boots: at once or not at all."""
+        """Puts a row in, in the place of one of the same kernel and boots: at once or
+        not at all."""
         def key(one):
             return [one.get(name) for name in ("arch", "version", "why")]
         with open(self._path + ".lock", "w", encoding="utf-8") as lock:

@@ -193,14 +193,15 @@ def list_kernels(choices, packages):
         print("%-7s %-10s %-10s %-20s %5.0f MB  %s" % (
             package.arch, catalogue.version_text(package),
             catalogue.expected_class(package.arch, package.release), package.suite,
-            package.size / 1e6, "boots: " + "; ".join(chosen[package]) if package in chosen else ""))
+            package.size / 1e6,
+            "boots: " + "; ".join(chosen[package]) if package in chosen else ""))
     for choice in choices:
         if choice.package is None:
             print("%-7s %-10s %-10s %s" % (choice.arch, "-", choice.expected, choice.why))
 
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(prog="pcm kernels", allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog="./pcm kernels", allow_abbrev=False,
                                      description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--arch", choices=catalogue.ARCHES, action="append")
     parser.add_argument("--class", dest="classes", action="append",
@@ -216,7 +217,8 @@ def arguments(argv):
     parser.add_argument("--seconds", type=int, metavar="N",
                         help="length of each stress run; default 20, with --quick 3")
     parser.add_argument("--only", action="append", metavar="PATTERN",
-                        help="only programs of that name inside the boots, such as preempt, stress*")
+                        help="only programs of that name inside the boots, such as preempt, "
+                        "stress*")
     parser.add_argument("--limit", type=int, metavar="N",
                         help="seconds after which no further kernel is booted, and a boot ends")
     parser.add_argument("--keep", metavar="FILE",
@@ -248,6 +250,69 @@ def choose(options, packages):
     return odd if options.topology else choices + odd
 
 
+class Series:
+    """The boots of one run, one kernel after the other."""
+
+    def __init__(self, options, others, progress):
+        self.options = options
+        self.progress = progress
+        self.deadline = time.monotonic() + options.limit if options.limit else float("inf")
+        self.libcs = {} if options.quick else c_libraries(others, progress)
+        self.kept = keep.Kept(options.keep) if options.keep else None
+        self.programs = {}  # by architecture, built when the first kernel of it is to boot
+
+    def row_for(self, choice):
+        """The row of a kernel: booted, kept from an earlier run, or skipped and why."""
+        if time.monotonic() > self.deadline:
+            return judge.skipped(choice, "no time left")
+        try:
+            programs = self._programs_for(choice.arch)
+            boots = self._boots_for(choice, programs)
+            if not boots:
+                return judge.skipped(choice, "nothing of --only runs there")
+            return self._kept_or_booted(choice, boots, programs)
+        except fetch.Unavailable as error:
+            fetch.warn(str(error))
+            return judge.skipped(choice, str(error))
+
+    def _programs_for(self, arch):
+        if arch not in self.programs:
+            self.programs[arch] = built_programs(arch, self.progress)
+        return self.programs[arch]
+
+    def _boots_for(self, choice, programs):
+        options = self.options
+        if choice.why == catalogue.TOPOLOGY:
+            boots = plan.topology_boots(choice, options.seconds)
+        else:
+            boots = plan.boots_for(choice, programs, self.libcs if choice.arch == "x86_64" else {},
+                                   options.quick, options.seconds)
+        return plan.only(boots, options.only) if options.only else boots
+
+    def _kept_or_booted(self, choice, boots, programs):
+        digest = keep.digest(choice, boots, programs)
+        row = self.kept.find(digest) if self.kept else None
+        note = " (kept)"
+        if row is None:
+            row = self._booted(choice, boots, programs, digest)
+            note = ""
+        if not self.options.json:
+            self.progress.clear()
+            tell(row, note)
+        return row
+
+    def _booted(self, choice, boots, programs, digest):
+        row = boot_all(choice, boots, programs, self.progress, self.deadline)
+        row["stress_seconds"] = self.options.seconds
+        row["digest"] = digest
+        consoles = row.pop("consoles")
+        if self.options.consoles:
+            keep_console(self.options.consoles, row, consoles)
+        if self.kept:
+            self.kept.add(row)
+        return row
+
+
 def run(options, progress):
     """Boots what was asked for; returns the rows."""
     progress.show("reading Debian's package lists")
@@ -265,11 +330,8 @@ def run(options, progress):
         progress.clear()
         list_kernels(choices, packages)
         return None
-    deadline = time.monotonic() + options.limit if options.limit else float("inf")
-    programs = {}
-    libcs = {} if options.quick else c_libraries(others, progress)
+    series = Series(options, others, progress)
     rows = []
-    kept = keep.Kept(options.keep) if options.keep else None
     for number, choice in enumerate(choices, 1):
         if choice.package is None:
             rows.append(judge.not_available(choice))
@@ -277,48 +339,7 @@ def run(options, progress):
         progress.prefix = "[%d/%d] %s %s %s: " % (
             number, len(choices), choice.arch, catalogue.version_text(choice.package),
             choice.expected)
-        if time.monotonic() > deadline:
-            rows.append(judge.skipped(choice, "no time left"))
-            continue
-        try:
-            if choice.arch not in programs:
-                programs[choice.arch] = built_programs(choice.arch, progress)
-        except fetch.Unavailable as error:
-            fetch.warn(str(error))
-            rows.append(judge.skipped(choice, str(error)))
-            continue
-        if choice.why == catalogue.TOPOLOGY:
-            boots = plan.topology_boots(choice, options.seconds)
-        else:
-            boots = plan.boots_for(choice, programs[choice.arch],
-                                   libcs if choice.arch == "x86_64" else {}, options.quick,
-                                   options.seconds)
-        if options.only:
-            boots = plan.only(boots, options.only)
-        if not boots:
-            rows.append(judge.skipped(choice, "nothing of --only runs there"))
-            continue
-        digest = keep.digest(choice, boots, programs[choice.arch])
-        row = kept.find(digest) if kept else None
-        taken = row is not None
-        if not taken:
-            try:
-                row = boot_all(choice, boots, programs[choice.arch], progress, deadline)
-            except fetch.Unavailable as error:
-                fetch.warn(str(error))
-                rows.append(judge.skipped(choice, str(error)))
-                continue
-            row["stress_seconds"] = options.seconds
-            row["digest"] = digest
-            consoles = row.pop("consoles")
-            if options.consoles:
-                keep_console(options.consoles, row, consoles)
-            if kept:
-                kept.add(row)
-        rows.append(row)
-        if not options.json:
-            progress.clear()
-            tell(row, " (kept)" if taken else "")
+        rows.append(series.row_for(choice))
     progress.prefix = ""
     progress.clear()
     return rows

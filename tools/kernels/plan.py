@@ -6,15 +6,15 @@ import fnmatch
 
 import catalogue
 
-# One boot: its plan as text, and how many seconds the plan may take at most. model: a processor other
-# than the usual one; hot_add: what QEMU's monitor is told when the plan asks for a CPU; without_cpu:
-# the number of one that the device tree has but that cannot be started.
+# One boot: its plan as text, and how many seconds the plan may take at most. model: a processor
+# other than the usual one; hot_add: what QEMU's monitor is told when the plan asks for a CPU;
+# without_cpu: the number of one that the device tree has but that cannot be started.
 Boot = collections.namedtuple("Boot", "name text seconds cpus append smp_more files model hot_add "
                               "without_cpu", defaults=(None, (), None))
 
 OWN_AREA = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
-# The layers' own tests: name, program and its arguments. Without the cases that measure time, fill the
-# emulated CPUs with spinning threads or the process with mappings.
+# The layers' own tests: name, program and its arguments. Without the cases that measure time, fill
+# the emulated CPUs with spinning threads or the process with mappings.
 UNITS = (("lock", ("lock_unit",)), ("move", ("move_unit", "--gtest_filter=-*AtTheLimit*")),
          ("probe", ("probe_unit", "--gtest_filter=-*TakesMilliseconds:*UnderLoad")),
          ("slabs_cpu", ("slabs_unit", "--mode=cpu")), ("slabs_cid", ("slabs_unit", "--mode=cid")),
@@ -76,8 +76,8 @@ class _Plan:
 def boots_for(choice, programs, libcs, quick, seconds):
     """The boots of one kernel.
 
-    programs: names of what was built for the architecture; libcs: {directory in the initramfs: files}
-    of the C libraries to run dynamic programs with; seconds: length of each stress run.
+    programs: names of what was built for the architecture; libcs: {directory in the initramfs:
+    files} of the C libraries to run dynamic programs with; seconds: length of each stress run.
     """
     release = choice.package.release
     plan = _Plan()
@@ -127,8 +127,8 @@ def boots_for(choice, programs, libcs, quick, seconds):
             files.update(contents)
             loader = next(path for path in contents if "/ld-linux" in path)
             plan.stress("stress_libc_" + directory.replace(".", "_"), seconds,
-                        program=("/" + loader, "--library-path", "/%s:/lib" % directory, "--preload",
-                                 "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
+                        program=("/" + loader, "--library-path", "/%s:/lib" % directory,
+                                 "--preload", "/bin/libpcmalloc.so", "/bin/stress_dynamic"))
     large_pages = catalogue.has_16k_pages(choice.package)
     boots = [plan.boot("plain", _files(wanted, files))]
     if not quick and catalogue.modern_enough_for_debug(release):
@@ -175,9 +175,9 @@ def _hot_add_boot(seconds):
     plan.lines.append("show /sys/devices/system/cpu/present")
     for mode in ("v2safe-cpu", "v2safe-cid"):
         plan.stress("stress_after_" + mode, seconds, "PCMALLOC_CONF=rseq:" + mode)
+    device = "device_add Nehalem-x86_64-cpu,socket-id=2,core-id=0,thread-id=0"
     return plan.boot("hot-add", _files({"init", "detect", "mode", "stress"}), cpus=2,
-                     smp_more=",sockets=4,maxcpus=4")._replace(
-                         hot_add=("device_add Nehalem-x86_64-cpu,socket-id=2,core-id=0,thread-id=0",))
+                     smp_more=",sockets=4,maxcpus=4")._replace(hot_add=(device,))
 
 
 def _wide_boot(seconds):

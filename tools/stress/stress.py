@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs double_alloc_stress with a malloc of choice preloaded; the exit status is passed through.
 
-    stress.py [--malloc LIB] [--sabotage NAME] [--binary PATH] [options of double_alloc_stress]
+    stress.py [--malloc NAME | --sabotage NAME] [--binary PATH] [options of double_alloc_stress]
 
-LIB is a path, a soname in the dynamic linker's search path, or one of the names below. Exit status:
-0 no violation, 1 some (or a crash or a hang), 2 the run could not be made, 77 --if_installed was
-given and the malloc is not there.
+The NAME of a malloc is a path, a soname in the dynamic linker's search path, or one of those below.
+Exit status: 0 no violation, 1 some (or a crash or a hang), 2 the run could not be made, 77
+--if_installed was given and the malloc is not there.
 """
 
 import argparse
@@ -26,6 +26,8 @@ SABOTAGES = (
     "no-fence", "early-publish", "stale-index", "remote-write", "two-commits", "legacy-forced",
 )
 NOT_INSTALLED = 77
+# What --help shows, and `./pcm stress --help` without building anything.
+HELP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "help.txt")
 
 # What a fault needs to show itself soon: the mode it is in, and a workload that meets it often.
 SABOTAGE_ENVIRONMENT = {
@@ -99,27 +101,33 @@ def resolve_malloc(name):
     return path
 
 
+def make_parser():
+    """The options of this script; all others are those of double_alloc_stress."""
+    parser = argparse.ArgumentParser(
+        prog="stress", allow_abbrev=False, add_help=False,
+        usage="./pcm stress [FLAG...]; ./pcm stress --help explains them")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--malloc", metavar="NAME")
+    parser.add_argument("--sabotage", choices=SABOTAGES)
+    parser.add_argument("--library", help="where the sabotaged library is (for tests)")
+    parser.add_argument("--binary", help="the double_alloc_stress to run (for tests)")
+    parser.add_argument("--if_installed", action="store_true",
+                        help="exit with status %d when the malloc is not there (for tests)" %
+                        NOT_INSTALLED)
+    return parser
+
+
 def main(argv):
     """Returns the exit status of the run."""
-    parser = argparse.ArgumentParser(
-        prog="stress", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tests a malloc for blocks handed out twice, lost, overlapping or misaligned.",
-        epilog="Everything else goes to double_alloc_stress; its own options: "
-               "stress --malloc glibc -- --help")
-    parser.add_argument("--malloc", default=None, metavar="LIB",
-                        help="path, soname or name (%s); default pcmalloc" % ", ".join(NAMES))
-    parser.add_argument("--sabotage", choices=SABOTAGES,
-                        help="preload pcmalloc with one step of its protocol broken")
-    parser.add_argument("--library", metavar="PATH",
-                        help="where the sabotaged library is; default: in bazel-bin")
-    parser.add_argument("--binary", metavar="PATH",
-                        help="the double_alloc_stress to run; default: the one in bazel-bin")
-    parser.add_argument("--if_installed", action="store_true",
-                        help="exit with status %d when the malloc is not there" % NOT_INSTALLED)
+    parser = make_parser()
     # What follows "--" is meant for double_alloc_stress alone.
     end = argv.index("--") if "--" in argv else len(argv)
     options, rest = parser.parse_known_args(argv[:end])
     rest += argv[end + 1:]
+    if options.help:
+        with open(HELP, encoding="utf-8") as file:
+            sys.stdout.write(file.read())
+        return 0
     if options.sabotage and options.malloc:
         parser.error("--sabotage already says which malloc to preload")
     try:
