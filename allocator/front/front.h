@@ -28,7 +28,7 @@ percpu::Geometry MakeGeometry();
 
 // The same for a CPU that has just begun: every stack it touches is a page of the wide geometry, so
 // a small process would pay for tables of mostly empty slots. Where classes deserve more slots than
-// that the slab moves to one of 128 slots a class, and then to the wide one.
+// that the slab moves to one of 256 slots a class, and then to the wide one.
 percpu::Geometry MakeCompactGeometry();
 
 // A block of the class, or null without memory.

@@ -72,7 +72,7 @@ class FaultsTest(unittest.TestCase):
 
     def test_overlap(self):
         """A block that reaches into the next one; a smaller one is also short and less aligned."""
-        self.check("overlap:5000", ["overlap", "lost_contents", "misaligned", "short_block"], *CALM)
+        self.check("overlap:5000", ["overlap", "misaligned", "short_block"] + DUPLICATES, *CALM)
 
     def test_scribble(self):
         """Stamps notice what the registry cannot."""
@@ -88,8 +88,10 @@ class FaultsTest(unittest.TestCase):
 
     def test_wild(self):
         """What no process has memory at, as a list that is broken yields."""
-        stderr = self.check("wild:100000", ["crash"], *CALM)
-        self.assertIn("malloc gave 0x1db2c0001db20, which is no address", stderr)
+        stderr = self.check("wild:100000", ["crash", "misaligned"], *CALM)
+        # calloc and realloc write there before anybody can look; such an access has no address.
+        self.assertRegex(stderr, r"malloc gave 0x1db2c0001db20, which is no address|"
+                                 r"SIGSEGV at address \(nil\) in thread \d+, inside a call of")
 
     def test_nonzero_calloc(self):
         """One byte that is not 0."""
