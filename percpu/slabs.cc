@@ -210,9 +210,9 @@ Header WithCapacity(Slab* slab, unsigned size_class, Header header, uint32_t cap
 
 size_t DrainOwned(Slab* slab, Receiver receiver) {
   size_t drained = 0;
-  void* items[64];
+  void* items[kOwnedAtOnce];
   for (unsigned c = 1; c < kSlabClasses; ++c) {
-    while (uint32_t n = OwnedPop(slab, c, items, 64)) {
+    while (uint32_t n = OwnedPop(slab, c, items, kOwnedAtOnce)) {
       receiver(c, items, n);
       drained += n;
     }
@@ -431,15 +431,15 @@ bool Restart(int index) {
   return StateOf(index).lock.HeldBySelf() && Start(index, StateOf(index).slab);
 }
 
-size_t Drain(int index, Receiver receiver, uint32_t* capacity) {
-  if (capacity != nullptr) memset(capacity, 0, kSlabClasses * sizeof(*capacity));
+size_t Drain(int index, Receiver receiver, Loser loser) {
   Slab* slab = Stop(index);
   if (slab == nullptr) return 0;
   const size_t drained = DrainOwned(slab, receiver);
-  for (unsigned c = 1; capacity != nullptr && c < kSlabClasses; ++c) {
-    capacity[c] = CapacityIn(slab, c, slab->headers[c]);
+  for (unsigned c = 1; loser != nullptr && c < kSlabClasses; ++c) {
+    const uint32_t slots = CapacityIn(slab, c, slab->headers[c]);
     // In use still, with no slot: its mark stays where it is.
-    if (slab->headers[c].end != 0) WriteHeader(slab, c, {slab->begin[c], slab->begin[c]});
+    if (slots != 0) WriteHeader(slab, c, {slab->begin[c], slab->begin[c]});
+    if (slots != 0) loser(index, c, slots);
   }
   Start(index, slab);
   return drained;
@@ -463,14 +463,14 @@ namespace {
 
 // Moves the contents of the slab of a stopped index to another slab and starts the index with that.
 void MoveTo(Slab* fresh, int index, Slab* old, Receiver receiver) {
-  void* items[64];
+  void* items[kOwnedAtOnce];
   for (unsigned c = 1; c < kSlabClasses; ++c) {
     const Header header = old->headers[c];
     if (header.end == 0) continue;
     fresh->headers[c] = WithCapacity(fresh, c, fresh->headers[c], header.end - old->begin[c]);
     // Popped newest first, pushed in that order: the stack comes out upside down, which costs a
     // little warmth in the cache, once.
-    while (uint32_t n = OwnedPop(old, c, items, 64)) {
+    while (uint32_t n = OwnedPop(old, c, items, kOwnedAtOnce)) {
       const uint32_t put = OwnedPush(fresh, c, items, n);
       if (put < n) receiver(c, items + put, n - put);
     }

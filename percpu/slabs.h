@@ -105,10 +105,16 @@ bool Restart(int index);
 // Receives items taken out of a slab.
 using Receiver = void (*)(unsigned size_class, void* const* items, uint32_t n);
 
+// Is told how many slots a class of an index has lost.
+using Loser = void (*)(int index, unsigned size_class, uint32_t slots);
+
+// Items that a drain or a move carries at a time: on the stack, which may be a signal handler's.
+inline constexpr uint32_t kOwnedAtOnce = 16;
+
 // Stops an index, hands all its items to `receiver`, starts it again. Returns the number of items.
-// With `capacity` (kSlabClasses elements) every class loses its slots too, and `capacity` says how
-// many each had: only of what was taken away there, so zeros if the index could not be stopped.
-size_t Drain(int index, Receiver receiver, uint32_t* capacity = nullptr);
+// With `loser` every class loses its slots too, and `loser` is told of each that had any; not if the
+// index could not be stopped.
+size_t Drain(int index, Receiver receiver, Loser loser = nullptr);
 
 // For telling an idle index from one at work: `state` is equal at two times if no section has
 // committed in between, or if they undid each other's work. Costs a few cache lines of another CPU.

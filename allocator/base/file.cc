@@ -2,6 +2,7 @@
 #include "allocator/base/file.h"
 
 #include <fcntl.h>
+#include <string.h>
 
 #include "allocator/base/syscall.h"
 
@@ -21,6 +22,28 @@ size_t File::Read(char* to, size_t size) {
     got = RawSyscall(SYS_read, fd_, to, size);
   } while (got == -EINTR);
   return got < 0 ? 0 : static_cast<size_t>(got);
+}
+
+int File::ByteAfter(const char* text) {
+  const size_t length = strlen(text);
+  char piece[256];
+  int found = kNothing;
+  size_t size = 0;
+  while (const size_t more = Read(piece + size, sizeof(piece) - size)) {
+    found = kAbsent;
+    size += more;
+    // Not memmem, whose table takes as much stack as the piece.
+    for (size_t i = 0; i + length < size; ++i) {
+      if (memcmp(piece + i, text, length) == 0)
+        return static_cast<unsigned char>(piece[i + length]);
+    }
+    // It may begin at the end of this piece.
+    if (size > length) {
+      memmove(piece, piece + size - length, length);
+      size = length;
+    }
+  }
+  return found;
 }
 
 }  // namespace pcmalloc

@@ -48,6 +48,18 @@ class FileTest : public testing::Test {
   std::string path_;
 };
 
+TEST_F(FileTest, FindsWhatFollowsATextWhereverItLies) {
+  for (size_t before = 0; before < 600; ++before) {
+    Write(std::string(before, 'k') + "key:7\nkey:8");
+    ASSERT_EQ(File(path_.c_str()).ByteAfter("key:"), '7') << before;
+  }
+  Write(std::string(1000, 'k') + "key:");
+  EXPECT_EQ(File(path_.c_str()).ByteAfter("key:"), File::kAbsent);
+  Write("");
+  EXPECT_EQ(File(path_.c_str()).ByteAfter("key:"), File::kNothing);
+  EXPECT_EQ(File("/no/such/file").ByteAfter("key:"), File::kNothing);
+}
+
 TEST_F(FileTest, ReadsOnFromWhereItStopped) {
   Write("abcdefgh");
   File file(path_.c_str());

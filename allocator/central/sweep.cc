@@ -58,6 +58,8 @@ struct Sweep {
   unsigned away_class = 0;
 };
 constinit Sweep sweep;
+// The one that a round is at: too much for a stack. Needs the lock.
+constinit Stretch stretch;
 
 // Returns the memory of `units` of a span that is away; those that the kernel took.
 uint64_t ReturnUnits(const Span* span, uint64_t units, int* refusals) {
@@ -93,7 +95,7 @@ uint64_t ReturnFrom(unsigned size_class, Span* span, size_t shortest, int* refus
 }
 
 // How much of a hugepage could go.
-uint64_t Returnable(const Stretch& stretch, size_t shortest) {
+uint64_t Returnable(size_t shortest) {
   uint64_t bytes = 0;
   for (unsigned i = 0; i < stretch.count; ++i) {
     const unsigned c = stretch.size_classes[i];
@@ -104,7 +106,6 @@ uint64_t Returnable(const Stretch& stretch, size_t shortest) {
 
 // One stretch further, or a part of it if that is enough.
 void Go(Round& round, const Order& order) {
-  Stretch stretch;
   stretch.from = round.at;
   if (!PageHeap::Next(&stretch)) {
     if (round.wrapped || round.from == 0) round.on = false;
@@ -112,7 +113,7 @@ void Go(Round& round, const Order& order) {
     round.at = 0;
     return;
   }
-  if (!stretch.huge || order.break_huge || Returnable(stretch, order.shortest) >= kBreakAt) {
+  if (!stretch.huge || order.break_huge || Returnable(order.shortest) >= kBreakAt) {
     for (unsigned i = 0; i < stretch.count; ++i) {
       round.returned +=
           ReturnFrom(stretch.size_classes[i], stretch.spans[i], order.shortest, &round.refusals);

@@ -25,7 +25,8 @@ constexpr size_t kHeapDivisor = 32;
 // Shrunk and looked at when there is too much: a batch must not become a tour of all of them.
 constexpr unsigned kVictims = 8;
 constexpr unsigned kLooks = 64;
-constexpr uint32_t kEvictedAtOnce = 128;
+// Fewer than elsewhere go through one array: below are the spans and what returns their memory.
+constexpr uint32_t kEvictedAtOnce = 32;
 
 constexpr uint32_t Capacity(unsigned size_class) {
   const size_t size = ClassSize(size_class);
@@ -69,12 +70,13 @@ class Stack {
 
   // Moves what lies above the `n` lowest of `count` objects down to the bottom.
   void DropLowest(uint32_t n, uint32_t count) const {
-    void* some[kEvictedAtOnce];
+    // Three or four pieces, neither end of which crosses the border between the two parts.
     for (uint32_t at = n; at < count;) {
-      const uint32_t left = count - at;
-      const uint32_t step = left < kEvictedAtOnce ? left : kEvictedAtOnce;
-      Read(at, some, step);
-      Write(at - n, some, step);
+      uint32_t step = Below(at, count - at);
+      if (step == 0) step = count - at;
+      const uint32_t below = Below(at - n, step);
+      if (below != 0) step = below;
+      memmove(Slot(at - n), Slot(at), step * sizeof(void*));
       at += step;
     }
   }
@@ -85,6 +87,7 @@ class Stack {
     return n < room ? n : room;
   }
   void** High(uint32_t at) const { return high_ + (at - Slots::kLow); }
+  void** Slot(uint32_t at) const { return at < Slots::kLow ? low_ + at : High(at); }
 
   void** const low_;
   void** const high_;
@@ -271,7 +274,7 @@ uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage, u
   return taken + lists[size_class].Take(size_class, out + taken, n - taken, shortage);
 }
 
-uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) {
+uint32_t Put(unsigned size_class, void* const* in, uint32_t n, unsigned shard) {
   if (size_class >= kNumClasses) return GiveLarge(in, n);
   Shard& own = *shards[shard].load(std::memory_order_acquire);
   TransferCache& cache = own.caches[size_class];
@@ -285,12 +288,13 @@ uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard) 
       SetCount(cache, size_class, cache.count + given);
     }
   }
-  if (given < n) {
-    given += lists[size_class].Give(size_class, in + given, n - given);
-    SweepIfDue();
-  }
+  return given < n ? given + lists[size_class].Give(size_class, in + given, n - given) : n;
+}
+
+void Settle(unsigned size_class, unsigned shard) {
+  if (size_class >= kNumClasses) return;
+  SweepIfDue();
   if (total_bytes.load(std::memory_order_relaxed) > TotalLimit()) Evict(shard, size_class);
-  return given;
 }
 
 size_t TrimClass(unsigned size_class) {

@@ -41,8 +41,20 @@ unsigned OpenShards();
 uint32_t Take(unsigned size_class, void** out, uint32_t n, Shortage* shortage, unsigned shard = 0);
 
 // Gives objects back; returns how many were taken: fewer than `n` only when this thread was
-// interrupted while it held a lock that is needed.
-uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard = 0);
+// interrupted while it held a lock that is needed. Settle belongs to it.
+uint32_t Put(unsigned size_class, void* const* in, uint32_t n, unsigned shard);
+
+// What follows when objects have been given back: takes care that transfer caches, and what is free
+// inside of spans, do not become too much. Apart from Put for the sake of the stack, on which the
+// objects need not be any more.
+void Settle(unsigned size_class, unsigned shard);
+
+// Both.
+inline uint32_t Give(unsigned size_class, void* const* in, uint32_t n, unsigned shard = 0) {
+  const uint32_t given = Put(size_class, in, n, shard);
+  Settle(size_class, shard);
+  return given;
+}
 
 // Moves everything that the transfer caches hold, or those of a class, down to the spans; returns
 // the number of bytes.

@@ -28,7 +28,7 @@ constexpr uint64_t kAdvantage = 4;
 constexpr uint64_t kSmallestPart = 64;
 // What a class may grow by when the budget is used up, as a part of it.
 constexpr int64_t kLittle = 128;
-constexpr uint32_t kStolenAtOnce = 128;  // on the stack
+constexpr uint32_t kStolenAtOnce = 128;
 
 // What free blocks in a slab cost shows in a small heap first: there they get their share of it.
 // Large blocks count, since they wait in slabs too: a heap of nothing else would have room for
@@ -88,11 +88,8 @@ void Steal(int index, unsigned for_class, uint32_t wanted, int64_t bytes, bool e
     bytes -= int64_t{before - after} * kClasses[c].size;
     // What lies above the new end can still be popped, but it is over budget: a batch of it goes
     // down.
-    void* items[kStolenAtOnce];
     const uint32_t held = percpu::HeldBy(index, c);
-    if (held <= after) continue;
-    const uint32_t surplus = held - after < kStolenAtOnce ? held - after : kStolenAtOnce;
-    Return(c, items, percpu::PopBatch(c, items, surplus));
+    if (held > after) GiveDown(c, held - after < kStolenAtOnce ? held - after : kStolenAtOnce);
   }
   const bool round = in_vain >= kNumCachedClasses - 1;
   book.in_vain.store(round ? uint16_t{0} : in_vain, std::memory_order_relaxed);
@@ -136,10 +133,9 @@ uint32_t GrowCapacity(int index, unsigned size_class) {
   return Book(index, size_class, capacity.now, wanted);
 }
 
-void BookTaken(int index, const uint32_t* slots) {
-  int64_t bytes = 0;
-  for (unsigned c = 1; c < kNumCachedClasses; ++c) bytes += int64_t{slots[c]} * kClasses[c].size;
-  OfCpu(index).books.used.fetch_sub(bytes, std::memory_order_relaxed);
+void BookTaken(int index, unsigned size_class, uint32_t slots) {
+  OfCpu(index).books.used.fetch_sub(int64_t{slots} * kClasses[size_class].size,
+                                    std::memory_order_relaxed);
 }
 
 uint64_t BudgetUsed(int index) {

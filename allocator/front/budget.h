@@ -45,8 +45,8 @@ void SetBudget(size_t bytes);
 // Raises the capacity of a class on an index after a miss; returns the capacity now in force.
 uint32_t GrowCapacity(int index, unsigned size_class);
 
-// Books slots, by class, that percpu::Drain has taken away.
-void BookTaken(int index, const uint32_t* slots);
+// Books slots of a class that percpu::Drain has taken away.
+void BookTaken(int index, unsigned size_class, uint32_t slots);
 
 // Bytes handed out to the classes of an index, and how often one class took from another.
 uint64_t BudgetUsed(int index);

@@ -3,10 +3,12 @@
 
 #include <atomic>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/central/transfer_cache.h"
 #include "allocator/front/locality.h"
 #include "allocator/sizes/size_classes.h"
+#include "percpu/slabs.h"
 
 namespace pcmalloc::front {
 namespace {
@@ -16,16 +18,49 @@ constinit std::atomic<uint64_t> deferred{0};
 
 void** LinkOf(void* block) { return static_cast<void**>(block); }
 
-}  // namespace
+// Large classes have no shards, and to find the near one costs as much as a lock.
+unsigned ShardFor(unsigned size_class) { return size_class < kNumClasses ? NearShard() : 0; }
 
-void Return(unsigned size_class, void* const* items, uint32_t n) {
-  if (n == 0) return;
-  // Large classes have no shards, and to find the near one costs as much as a lock.
-  const unsigned shard = size_class < kNumClasses ? NearShard() : 0;
-  for (uint32_t given = central::Give(size_class, items, n, shard); ABSL_PREDICT_FALSE(given < n);
+void PutInto(unsigned shard, unsigned size_class, void* const* items, uint32_t n) {
+  for (uint32_t given = central::Put(size_class, items, n, shard); ABSL_PREDICT_FALSE(given < n);
        ++given) {
     Defer(items[given]);
   }
+}
+
+// A function of its own: what its callers do besides can do without the array on the stack.
+ABSL_ATTRIBUTE_NOINLINE uint32_t PutFromSlab(unsigned size_class, uint32_t n, unsigned shard) {
+  void* items[kMostInArray];
+  uint32_t given = 0;
+  while (given < n) {
+    const uint32_t step = n - given < kMostInArray ? n - given : kMostInArray;
+    const uint32_t got = percpu::PopBatch(size_class, items, step);
+    if (got != 0) PutInto(shard, size_class, items, got);
+    given += got;
+    if (got < step) break;
+  }
+  return given;
+}
+
+}  // namespace
+
+void Put(unsigned size_class, void* const* items, uint32_t n) {
+  PutInto(ShardFor(size_class), size_class, items, n);
+}
+
+void Return(unsigned size_class, void* const* items, uint32_t n) {
+  if (n == 0) return;
+  const unsigned shard = ShardFor(size_class);
+  PutInto(shard, size_class, items, n);
+  central::Settle(size_class, shard);
+}
+
+uint32_t GiveDown(unsigned size_class, uint32_t n) {
+  if (n == 0) return 0;
+  const unsigned shard = ShardFor(size_class);
+  const uint32_t given = PutFromSlab(size_class, n, shard);
+  central::Settle(size_class, shard);
+  return given;
 }
 
 void Defer(void* p) {

@@ -56,14 +56,14 @@ int ReadyIndex() {
   return index;
 }
 
-uint32_t SlotsFor(unsigned size_class) {
-  const size_t slots = kMostBytesOfAClass / kClasses[size_class].size;
+constexpr uint32_t SlotsFor(unsigned size_class) {
+  const size_t slots = kMostBytesOfAClass / ClassSize(size_class);
   return slots > kMostSlots     ? kMostSlots
          : slots < kFewestSlots ? kFewestSlots
                                 : static_cast<uint32_t>(slots);
 }
 
-percpu::Geometry AtMost(uint32_t slots) {
+constexpr percpu::Geometry AtMost(uint32_t slots) {
   percpu::Geometry geometry = {};
   for (unsigned c = 1; c < kNumCachedClasses; ++c) {
     const uint32_t wanted = SlotsFor(c);
@@ -71,6 +71,10 @@ percpu::Geometry AtMost(uint32_t slots) {
   }
   return geometry;
 }
+
+// Not made where they are needed: that would be on the stack.
+constexpr percpu::Geometry kMiddleGeometry = AtMost(kMiddleSlots);
+constexpr percpu::Geometry kWideGeometry = AtMost(kMostSlots);
 
 constexpr uint32_t kLine = 64;  // of the processor's cache, bytes
 
@@ -97,7 +101,8 @@ struct Answer {
 
 Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
   const percpu::Capacity capacity = percpu::CapacityOf(index, size_class);
-  const Demand demand = NoteMiss(index, size_class, miss, capacity.now, SlotsFor(size_class));
+  const Demand demand =
+      NoteMiss(index, size_class, miss, capacity.now, kWideGeometry.capacity[size_class]);
   uint32_t slots = capacity.now;
   if (demand.grow) {
     if (slots < capacity.most) {
@@ -108,8 +113,8 @@ Answer AnswerMiss(int index, unsigned size_class, Miss miss) {
       const bool move = misses >= kCrampedMisses;
       cramped.store(move ? 0 : misses, std::memory_order_relaxed);
       if (move) {
-        percpu::TryResize(
-            index, capacity.most < kMiddleSlots ? AtMost(kMiddleSlots) : MakeGeometry(), Return);
+        percpu::TryResize(index, capacity.most < kMiddleSlots ? kMiddleGeometry : kWideGeometry,
+                          Return);
       }
     }
   }
@@ -140,20 +145,35 @@ void* Emergency(unsigned size_class, Shortage shortage) {
 
 // Takes `wanted` objects from below: one for the caller, the rest into the slab.
 ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wanted) {
-  void* items[kMaxBatch];
+  void* items[1 + kMostInArray];  // the last of those before, and some more
   Shortage shortage;
-  const uint32_t got = central::Take(size_class, items, wanted, &shortage, NearShard());
-  if (ABSL_PREDICT_FALSE(got == 0)) return Emergency(size_class, shortage);
-  if (got == 1) {
+  uint32_t taken = 0;
+  bool goes_on;
+  do {
+    const uint32_t before = taken == 0 ? 0 : 1;
+    const uint32_t missing = wanted - taken;
+    const uint32_t step = missing < kMostInArray ? missing : kMostInArray;
+    const uint32_t got = central::Take(size_class, items + before, step, &shortage, NearShard());
+    if (ABSL_PREDICT_FALSE(before + got == 0)) return Emergency(size_class, shortage);
+    taken += got;
+    goes_on = got == step && taken < wanted;
+    // The last is what a pop after a push of all would give.
+    const uint32_t last = before + got - 1;
+    if (last == 0) break;
+    const uint32_t pushed = percpu::PushBatch(size_class, items, last);
+    if (ABSL_PREDICT_FALSE(pushed < last)) {
+      Put(size_class, items + pushed, last - pushed);
+      goes_on = false;
+    }
+    items[0] = items[last];
+  } while (goes_on);
+  if (taken == 1) {
     Count(OfCpu(index).counters.refills_of_one);
-    return items[0];
+  } else {
+    Count(OfCpu(index).counters.refills);
+    Count(OfCpu(index).counters.refill_objects, taken);
   }
-  Count(OfCpu(index).counters.refills);
-  Count(OfCpu(index).counters.refill_objects, got);
-  // The last is what a pop after a push of all would give.
-  const uint32_t pushed = percpu::PushBatch(size_class, items, got - 1);
-  Return(size_class, items + pushed, got - 1 - pushed);
-  return items[got - 1];
+  return items[0];
 }
 
 // The class's first slots on this CPU have just got a block that may come from another CPU, with
@@ -183,17 +203,14 @@ void* TakeOneLarge(int index, unsigned size_class) {
 }
 
 // Gives `wanted` objects of the slab down.
-ABSL_ATTRIBUTE_NOINLINE void Flush(int index, unsigned size_class, uint32_t wanted) {
-  void* items[kMaxBatch];
-  const uint32_t taken = percpu::PopBatch(size_class, items, wanted);
+void Flush(int index, unsigned size_class, uint32_t wanted) {
   Count(OfCpu(index).counters.flushes);
-  Count(OfCpu(index).counters.flush_objects, taken);
-  Return(size_class, items, taken);
+  Count(OfCpu(index).counters.flush_objects, GiveDown(size_class, wanted));
 }
 
 }  // namespace
 
-percpu::Geometry MakeGeometry() { return AtMost(kMostSlots); }
+percpu::Geometry MakeGeometry() { return kWideGeometry; }
 
 percpu::Geometry MakeCompactGeometry() { return AtMost(kCompactSlots); }
 
@@ -246,30 +263,19 @@ size_t DrainHere() {
   const int index = percpu::CurrentIndex();
   if (index < 0) return 0;
   size_t drained = 0;
-  void* items[kMaxBatch];
   for (unsigned c = 1; c < kNumClasses; ++c) {
     // No more than there was, or two threads could keep each other at it.
-    uint32_t left = percpu::HeldBy(index, c);
-    while (left != 0) {
-      const uint32_t n = percpu::PopBatch(c, items, left < kMaxBatch ? left : kMaxBatch);
-      if (n == 0) break;
-      Return(c, items, n);
-      drained += n;
-      left -= n;
-    }
+    drained += GiveDown(c, percpu::HeldBy(index, c));
   }
   return drained;
 }
 
 size_t ShrinkIndex(int index) {
   Count(drains);
-  uint32_t taken[percpu::kSlabClasses];
-  const size_t drained = percpu::Drain(index, Return, taken);
-  BookTaken(index, taken);
-  return drained;
+  return percpu::Drain(index, Return, BookTaken);
 }
 
-bool ResizeIndex(int index) { return percpu::Resize(index, MakeGeometry(), Return); }
+bool ResizeIndex(int index) { return percpu::Resize(index, kWideGeometry, Return); }
 
 void Trim() {
   for (unsigned i = 0; i < percpu::HighestUsed(); ++i) DrainIndex(static_cast<int>(i));

@@ -36,10 +36,7 @@ size_t ReadFile(const char* folder, const char* name, char* buffer, size_t size)
 // What prctl(PR_SET_THP_DISABLE) did, from a file: sandboxes that let a program open files need not
 // know prctl. Since Linux 5.0; before, asking is in vain and does no harm.
 bool SwitchedOffForProcess() {
-  constexpr char kKey[] = "\nTHP_enabled:\t0";
-  char text[4096];
-  const size_t length = File("/proc/self/status").Read(text, sizeof(text));
-  return memmem(text, length, kKey, sizeof(kKey) - 1) != nullptr;
+  return File("/proc/self/status").ByteAfter("\nTHP_enabled:\t") == '0';
 }
 
 }  // namespace

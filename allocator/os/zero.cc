@@ -13,7 +13,8 @@
 namespace pcmalloc::os {
 namespace {
 
-constexpr size_t kPagesAtOnce = 4096;  // one byte of stack each
+// One byte of stack each, which may be a signal handler's.
+constexpr size_t kPagesAtOnce = 1024;
 // Dropping a run is a system call, writing this many pages of it is no more.
 constexpr size_t kShortestRun = 16;
 constexpr size_t kSampledPages = 64;

@@ -43,8 +43,8 @@ struct Stretch {
   uintptr_t from = 0;  // where the search goes on; 0 is the beginning
   bool huge = false;   // it is one hugepage, as far as it was asked for
   unsigned count = 0;
-  Span* spans[kBytes >> kPageShift];
-  uint8_t size_classes[kBytes >> kPageShift];
+  Span* spans[kBytes >> kPageShift] = {};
+  uint8_t size_classes[kBytes >> kPageShift] = {};
 };
 
 class PageHeap {

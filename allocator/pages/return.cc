@@ -12,6 +12,7 @@
 //
 // return_lock is held throughout, so there is one such batch at a time. fork does not wait for it:
 // the child puts the ranges back.
+#include "absl/base/attributes.h"
 #include "allocator/base/report.h"
 #include "allocator/base/round.h"
 #include "allocator/config/config.h"
@@ -177,7 +178,7 @@ uint64_t ReturnSparingly(Order order) {
 }
 
 // With return_lock held.
-uint64_t DecayStep(uint64_t now_ms) {
+ABSL_ATTRIBUTE_NOINLINE uint64_t DecayStep(uint64_t now_ms) {
   const uint64_t decay_ms = GetConfig().decay;
   if (decay_ms == kNever) return UINT64_MAX;
   uint64_t due;
@@ -317,6 +318,27 @@ uint64_t GrowthExcess() {
   return excess;
 }
 
+namespace {
+
+// With return_lock held. A function of its own, as DecayStep is: neither needs what the other has on the
+// stack.
+ABSL_ATTRIBUTE_NOINLINE void ReturnExcess(uint64_t excess_bytes) {
+  size_t shortest = GetConfig().decay == 0 ? kPageSize : ReleasePolicy::kShortestRange;
+  if (bounds.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {
+    LockHolder held(heap.lock);
+    PCMALLOC_CHECK(held);
+    if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
+  }
+  const uint64_t returned =
+      ReturnSparingly({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
+  LockHolder held(heap.lock);
+  PCMALLOC_CHECK(held);
+  bounds.idle.Returned(returned, UsedBytes());
+  heap.next_pass_bytes = returned >= excess_bytes ? 0 : Bytes(IdlePages()) + Bound() / 4;
+}
+
+}  // namespace
+
 void Maintain(uint64_t excess_bytes) {
   const uint64_t decay_ms = GetConfig().decay;
   const bool idle =
@@ -326,20 +348,7 @@ void Maintain(uint64_t excess_bytes) {
   if (excess_bytes == 0 && !step) return;
   // Whoever has it returns memory just now, or is this thread's interrupted frame.
   if (!heap.return_lock.TryAcquire()) return;
-  if (excess_bytes != 0) {
-    size_t shortest = decay_ms == 0 ? kPageSize : ReleasePolicy::kShortestRange;
-    if (bounds.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {
-      LockHolder held(heap.lock);
-      PCMALLOC_CHECK(held);
-      if (BytesAboveSoftLimit() != 0) shortest = kPageSize;
-    }
-    const uint64_t returned =
-        ReturnSparingly({excess_bytes, shortest, shortest == kPageSize, /*may_be_more=*/true});
-    LockHolder held(heap.lock);
-    PCMALLOC_CHECK(held);
-    bounds.idle.Returned(returned, UsedBytes());
-    heap.next_pass_bytes = returned >= excess_bytes ? 0 : Bytes(IdlePages()) + Bound() / 4;
-  }
+  if (excess_bytes != 0) ReturnExcess(excess_bytes);
   if (step) DecayStep(now_ms);
   heap.return_lock.Release();
 }

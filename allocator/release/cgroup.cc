@@ -15,9 +15,26 @@ namespace {
 // cgroup mounts never do.
 constexpr size_t kLineBytes = 2048;
 
+struct Group {
+  bool v2;
+  char path[kPathBytes];  // as /proc/self/cgroup names it
+};
+
+struct Mount {
+  char top[kPathBytes];    // the group that is mounted there, "/" the topmost
+  char point[kPathBytes];  // where
+};
+
 // Not on the stack, which may be that of a small thread or a signal handler; one reader at a time.
 constinit char buffer[kLineBytes] = {};
-constinit std::atomic<bool> buffer_taken{false};
+constinit Group group = {};
+constinit Mount mount = {};
+constinit char directory[2 * kPathBytes + 64] = {};
+constinit char path_text[2 * kPathBytes] = {};
+constinit std::atomic<bool> reader_is_at_it{false};
+
+// A path to open next: there is one at a time.
+TextBuffer NewPath() { return TextBuffer(path_text, sizeof(path_text)); }
 
 // The lines of a file, one after another, NUL-terminated, in the one buffer.
 class Lines {
@@ -115,14 +132,9 @@ uint64_t ReadNumber(const char* path) {
   return i == 0 || value >= uint64_t{1} << 62 ? kNoLimit : value;
 }
 
-struct Group {
-  bool v2;
-  char path[kPathBytes];  // as /proc/self/cgroup names it
-};
-
 // Version 1 where it has the memory controller, else version 2.
-bool FindGroup(const char* root, Group* group) {
-  Text<kPathBytes> path;
+bool FindGroup(const char* root) {
+  TextBuffer path = NewPath();
   path.Str(root).Str("/proc/self/cgroup");
   bool found = false;
   for (Lines lines(path.c_str()); char* line = lines.Next();) {
@@ -132,22 +144,17 @@ bool FindGroup(const char* root, Group* group) {
     if (controllers == nullptr || rest == nullptr || rest[0] != '/') continue;
     const bool v2 = controllers[0] == '\0';
     if (!v2 && !ListHas(controllers, "memory")) continue;
-    if (!Copy(group->path, rest)) continue;
-    group->v2 = v2;
+    if (!Copy(group.path, rest)) continue;
+    group.v2 = v2;
     found = true;
     if (!v2) break;
   }
   return found;
 }
 
-struct Mount {
-  char top[kPathBytes];    // the group that is mounted there, "/" the topmost
-  char point[kPathBytes];  // where
-};
-
 // A line is: id parent device top point options [optional...] - type source super_options
-bool FindMount(const char* root, bool v2, Mount* mount) {
-  Text<kPathBytes> path;
+bool FindMount(const char* root, bool v2) {
+  TextBuffer path = NewPath();
   path.Str(root).Str("/proc/self/mountinfo");
   for (Lines lines(path.c_str()); char* line = lines.Next();) {
     char* rest = line;
@@ -163,7 +170,7 @@ bool FindMount(const char* root, bool v2, Mount* mount) {
     if (!v2 && !ListHas(rest, "memory")) continue;
     Unescape(top);
     Unescape(point);
-    if (Copy(mount->top, top) && Copy(mount->point, point)) return true;
+    if (Copy(mount.top, top) && Copy(mount.point, point)) return true;
   }
   return false;
 }
@@ -171,7 +178,7 @@ bool FindMount(const char* root, bool v2, Mount* mount) {
 // What of the group's path lies below the mount. A container may see the path that its group has
 // outside ("/docker/abc", with that group mounted), or one above its namespace ("/../x"): then the
 // mount itself is the best that is known.
-const char* BelowMount(const Group& group, const Mount& mount) {
+const char* BelowMount() {
   if (strncmp(group.path, "/..", 3) == 0) return "";
   if (strcmp(mount.top, "/") == 0) return strcmp(group.path, "/") == 0 ? "" : group.path;
   const size_t length = strlen(mount.top);
@@ -183,36 +190,33 @@ const char* BelowMount(const Group& group, const Mount& mount) {
 // By opening it: under a filter of system calls that is what we know to be allowed.
 bool Exists(const char* path) { return File(path).opened(); }
 
-void FindPressure(const char* root, const char* directory, Cgroup* result) {
-  Text<2 * kPathBytes> path;
-  path.Str(directory).Str("/memory.pressure");
-  if (directory[0] != '\0' && Exists(path.c_str()) && Copy(result->pressure, path.c_str())) return;
-  Text<kPathBytes> machine;
+void FindPressure(const char* root, const char* of, Cgroup* result) {
+  TextBuffer path = NewPath();
+  path.Str(of).Str("/memory.pressure");
+  if (of[0] != '\0' && Exists(path.c_str()) && Copy(result->pressure, path.c_str())) return;
+  TextBuffer machine = NewPath();
   machine.Str(root).Str("/proc/pressure/memory");
   if (!Exists(machine.c_str()) || !Copy(result->pressure, machine.c_str())) {
     result->pressure[0] = '\0';
   }
 }
 
-void Smaller(const char* directory, const char* file, uint64_t* limit) {
-  Text<2 * kPathBytes> path;
+void Smaller(const char* file, uint64_t* limit) {
+  TextBuffer path = NewPath();
   path.Str(directory).Str(file);
   const uint64_t value = ReadNumber(path.c_str());
   if (value < *limit) *limit = value;
 }
 
 void ReadLimits(const char* root, Cgroup* result) {
-  Group group;
-  Mount mount;
-  if (!FindGroup(root, &group) || !FindMount(root, group.v2, &mount)) {
+  if (!FindGroup(root) || !FindMount(root, group.v2)) {
     FindPressure(root, "", result);
     return;
   }
-  char directory[2 * kPathBytes + 64];
   TextBuffer text(directory, sizeof(directory));
   text.Str(root).Str(mount.point);
   const size_t shortest = text.size();
-  text.Str(BelowMount(group, mount));
+  text.Str(BelowMount());
   if (text.truncated()) return;
   FindPressure(root, group.v2 ? directory : "", result);
   // A limit of any group above holds too.
@@ -220,10 +224,10 @@ void ReadLimits(const char* root, Cgroup* result) {
     if (length != shortest && length != text.size() && directory[length] != '/') continue;
     directory[length] = '\0';
     if (group.v2) {
-      Smaller(directory, "/memory.max", &result->limit_bytes);
-      Smaller(directory, "/memory.high", &result->limit_bytes);
+      Smaller("/memory.max", &result->limit_bytes);
+      Smaller("/memory.high", &result->limit_bytes);
     } else {
-      Smaller(directory, "/memory.limit_in_bytes", &result->limit_bytes);
+      Smaller("/memory.limit_in_bytes", &result->limit_bytes);
     }
   }
 }
@@ -231,11 +235,11 @@ void ReadLimits(const char* root, Cgroup* result) {
 }  // namespace
 
 bool ReadCgroup(const char* root, Cgroup* result) {
-  if (buffer_taken.exchange(true, std::memory_order_acquire)) return false;
+  if (reader_is_at_it.exchange(true, std::memory_order_acquire)) return false;
   result->limit_bytes = kNoLimit;
   result->pressure[0] = '\0';
   ReadLimits(root, result);
-  buffer_taken.store(false, std::memory_order_release);
+  reader_is_at_it.store(false, std::memory_order_release);
   return true;
 }
 
@@ -264,6 +268,6 @@ int ReadPressure(const char* path) {
   return hundredths > 10'000 ? 10'000 : hundredths;
 }
 
-void ForgetReaders() { buffer_taken.store(false, std::memory_order_relaxed); }
+void ForgetReaders() { reader_is_at_it.store(false, std::memory_order_relaxed); }
 
 }  // namespace pcmalloc::release

@@ -24,10 +24,8 @@ inline constexpr uint64_t kNoLimit = UINT64_MAX;
 inline constexpr size_t kPathBytes = 512;
 
 struct Cgroup {
-  uint64_t limit_bytes = kNoLimit;  // of the group and those above it, as far as they can be seen
-  char pressure[kPathBytes];  // the pressure file of the group, else the machine's; "" if none
-
-  Cgroup() { pressure[0] = '\0'; }  // the rest need not be
+  uint64_t limit_bytes = 0;        // of the group and those above it, as far as they can be seen
+  char pressure[kPathBytes] = "";  // the pressure file of the group, else the machine's; "" if none
 };
 
 // `root` stands before every path, also before those that the files name; "" for the real ones.

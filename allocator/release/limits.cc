@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/release/limits.h"
 
+#include <errno.h>
+
 #include <atomic>
 
 #include "allocator/base/syscall.h"
@@ -91,8 +93,9 @@ uint64_t LimitInForce() {
 
 // CPUs that the calling thread may use: a hint for dividing memory among them.
 unsigned CpuCount() {
-  uint64_t mask[128] = {};  // 8192 CPUs
+  uint64_t mask[32] = {};  // 2048 CPUs
   const long bytes = RawSyscall(SYS_sched_getaffinity, 0, sizeof(mask), mask);
+  if (bytes == -EINVAL) return percpu::Bound();  // more than those
   unsigned cpus = 0;
   for (long i = 0; i < bytes / 8; ++i) cpus += static_cast<unsigned>(__builtin_popcountll(mask[i]));
   return cpus == 0 ? 1 : cpus;
@@ -164,7 +167,7 @@ void Apply() {
 bool ReadFiles(uint64_t footprint) {
   read_at.store(footprint < kWorthReading ? kWorthReading : footprint, std::memory_order_relaxed);
   Turn turn;
-  Cgroup cgroup;
+  static constinit Cgroup cgroup;  // of whoever has the turn
   if (!turn || !ReadCgroup(files_root, &cgroup)) return false;
   TextBuffer(pressure_file, sizeof(pressure_file)).Str(cgroup.pressure);
   const uint64_t before = cgroup_limit.exchange(cgroup.limit_bytes, std::memory_order_relaxed);

@@ -2,7 +2,6 @@
 #include "allocator/release/surroundings.h"
 
 #include <fcntl.h>
-#include <string.h>
 #include <sys/stat.h>
 
 #include "allocator/base/file.h"
@@ -11,29 +10,14 @@
 namespace pcmalloc::release {
 
 Sandbox FindSandbox() {
-  constexpr char kBefore[] = "\nSeccomp:\t";
-  constexpr size_t kKept = sizeof(kBefore);
-  // In pieces: the background thread, which asks, would need a page more of stack for all of it.
-  char text[1024];
-  File file("/proc/thread-self/status");
-  Sandbox found = Sandbox::kClosed;
-  size_t size = 0;
-  while (const size_t more = file.Read(text + size, sizeof(text) - 1 - size)) {
-    size += more;
-    text[size] = '\0';
-    found = Sandbox::kReadsFiles;
-    const char* const line = strstr(text, kBefore);
-    if (line != nullptr && line[sizeof(kBefore) - 1] != '\0') {
-      if (line[sizeof(kBefore) - 1] == '0') found = Sandbox::kNone;
-      break;
-    }
-    // The line may begin at the end of this piece.
-    if (size > kKept) {
-      memmove(text, text + size - kKept, kKept);
-      size = kKept;
-    }
+  switch (File("/proc/thread-self/status").ByteAfter("\nSeccomp:\t")) {
+    case File::kNothing:
+      return Sandbox::kClosed;
+    case '0':
+      return Sandbox::kNone;
+    default:
+      return Sandbox::kReadsFiles;
   }
-  return found;
 }
 
 bool AloneInTheProcess() {

@@ -75,7 +75,6 @@ void Run() {
   const int index = shared->cpu;
   void* items[kLargeBatch];
   for (uint32_t j = 0; j < kLargeBatch; ++j) items[j] = reinterpret_cast<void*>(PushedItem(j));
-  uint32_t capacities[percpu::kSlabClasses];
   switch (shared->kind) {
     case Kind::kPopBatch:
       shared->moved = percpu::PopBatch(kFew, items, kBatch);
@@ -104,7 +103,7 @@ void Run() {
       percpu::Drain(index, Receive);
       break;
     case Kind::kDrainWithCapacity:
-      percpu::Drain(index, Receive, capacities);
+      percpu::Drain(index, Receive, [](int, unsigned, uint32_t) {});
       break;
     case Kind::kResize:
       percpu::Resize(index, GeometryOf(kNarrow), Receive);

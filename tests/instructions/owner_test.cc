@@ -42,7 +42,6 @@ using instructions::Die;
 using instructions::WaitFor;
 // No operation here has as many instructions; a loop that is disturbed at each step has no end.
 constexpr long kMostSteps = 100'000;
-constexpr size_t kAtATime = 64;  // items that a drain moves by one change
 
 struct ModelStack {
   bool used;
@@ -149,7 +148,7 @@ class Model {
   void Drain() {
     for (ModelStack& stack : state_.stacks) {
       while (!stack.items.empty()) {
-        Take(Pop(stack, kAtATime));
+        Take(Pop(stack, percpu::kOwnedAtOnce));
         Seen();
       }
     }
@@ -171,7 +170,7 @@ class Model {
       stack.capacity = std::min(stack.capacity, stack.most);
       stack.items.clear();
       while (!state_.stacks[k].items.empty()) {
-        PushOrTake(Pop(state_.stacks[k], kAtATime), stack);
+        PushOrTake(Pop(state_.stacks[k], percpu::kOwnedAtOnce), stack);
         Seen();
       }
     }
