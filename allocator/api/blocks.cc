@@ -18,6 +18,7 @@
 #include "allocator/front/deferred.h"
 #include "allocator/front/front.h"
 #include "allocator/os/zero.h"
+#include "allocator/pages/arena.h"
 #include "allocator/pages/emergency.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/pages/page_map.h"
@@ -251,10 +252,17 @@ void* ResizeBlock(void* p, size_t size) {
   return moved == nullptr && size <= old_size ? p : moved;
 }
 
-size_t BlockSizeFor(size_t size) {
-  if (size <= kMaxCachedSize) return ClassSize(SizeClassOf(size));
-  if (size > PTRDIFF_MAX) return 0;
-  return PagesFor(size) * kPageSize;
+size_t BlockSizeFor(size_t size, size_t alignment) {
+  if (alignment <= kPageSize && size <= kMaxCachedSize) {
+    if (alignment > kMinAlignment && size <= kMaxCachedSize - kPageSize) {
+      size = AlignedSize(alignment, size);
+    }
+    return ClassSize(SizeClassOf(size));
+  }
+  if (size > PTRDIFF_MAX || alignment > kMaxPages << kPageShift) return 0;
+  const size_t pages = PagesFor(size == 0 ? 1 : size);
+  const size_t room = alignment <= kPageSize ? pages : PagesToAlign(pages, alignment);
+  return room <= kMaxPages ? pages * kPageSize : 0;
 }
 
 size_t TrimBlocks(size_t keep_bytes) {

@@ -40,6 +40,18 @@ void* OrNoMemory(void* p) { return ABSL_PREDICT_TRUE(p != nullptr) ? p : NoMemor
 
 bool IsPowerOfTwo(size_t n) { return n != 0 && (n & (n - 1)) == 0; }
 
+// The least one that is not below `n`, which is none itself; 0 if that would be 2^64.
+size_t NextPowerOfTwo(size_t n) {
+  if (n == 0) return 1;
+  const int bits = 64 - __builtin_clzl(n);
+  return bits == 64 ? 0 : size_t{1} << bits;
+}
+
+ABSL_ATTRIBUTE_NOINLINE void* NotAnAlignment() {
+  if (Relocated()) errno = EINVAL;
+  return nullptr;
+}
+
 ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t size) { return OrNoMemory(TakeBlock(size)); }
 
 ABSL_ATTRIBUTE_NOINLINE void* MallocOtherwise(size_t size) {
@@ -191,15 +203,19 @@ PCM_EXPORT void* reallocarray(void* p, size_t count, size_t size) {
   return realloc(p, bytes);
 }
 
+// Like glibc's it rounds the alignment up, of which callers of old make use.
 PCM_EXPORT void* memalign(size_t alignment, size_t size) {
   if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) {
-    errno = EINVAL;
-    return nullptr;
+    alignment = pcmalloc::NextPowerOfTwo(alignment);
+    if (alignment == 0) return pcmalloc::NotAnAlignment();
   }
   return pcmalloc::Aligned(alignment, size);
 }
 
-PCM_EXPORT void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+PCM_EXPORT void* aligned_alloc(size_t alignment, size_t size) {
+  if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) return pcmalloc::NotAnAlignment();
+  return pcmalloc::Aligned(alignment, size);
+}
 
 PCM_EXPORT int posix_memalign(void** out, size_t alignment, size_t size) {
   if (alignment % sizeof(void*) != 0 || !pcmalloc::IsPowerOfTwo(alignment)) return EINVAL;
@@ -224,7 +240,9 @@ PCM_EXPORT void* pvalloc(size_t size) {
 
 PCM_EXPORT size_t malloc_usable_size(void* p) { return pcmalloc::BlockSize(p); }
 
-PCM_EXPORT size_t nallocx(size_t size, int) { return pcmalloc::BlockSizeFor(size); }
+PCM_EXPORT size_t nallocx(size_t size, int flags) {
+  return pcmalloc::BlockSizeFor(size, size_t{1} << (flags & 63));
+}
 
 // glibc's internal names: programs and libraries that were written for its hooks call them.
 PCM_EXPORT void* __libc_malloc(size_t size) { return Malloc(size); }

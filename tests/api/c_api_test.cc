@@ -214,12 +214,12 @@ TEST(PosixMemalign, ChecksTheAlignmentAndLeavesErrnoAlone) {
 }
 
 TEST(AlignedAlloc, ChecksForPowersOfTwo) {
+  for (size_t alignment : {size_t{0}, size_t{3}, size_t{24}, size_t{4095}, SIZE_MAX}) {
+    errno = 0;
+    EXPECT_EQ(aligned_alloc(alignment, 64), nullptr) << alignment;
+    EXPECT_EQ(errno, EINVAL) << alignment;
+  }
   for (void* (*function)(size_t, size_t) : {&aligned_alloc, &memalign}) {
-    for (size_t alignment : {size_t{3}, size_t{24}, size_t{4095}, SIZE_MAX}) {
-      errno = 0;
-      EXPECT_EQ(function(alignment, 64), nullptr) << alignment;
-      EXPECT_EQ(errno, EINVAL) << alignment;
-    }
     for (size_t alignment = 1; alignment <= (size_t{64} << 20); alignment *= 2) {
       void* p = function(alignment, 123);
       ASSERT_NE(p, nullptr) << alignment;
@@ -227,6 +227,36 @@ TEST(AlignedAlloc, ChecksForPowersOfTwo) {
       Fill(p, 123, alignment);
       free(p);
     }
+  }
+}
+
+// As glibc does, for callers of old.
+TEST(Memalign, RoundsAlignmentsUp) {
+  const struct {
+    size_t asked;
+    size_t got;
+  } kAlignments[] = {{0, 16},       {1, 16},         {3, 16},           {15, 16},     {17, 32},
+                     {24, 32},      {100, 128},      {4095, 4096},      {4097, 8192}, {8191, 8192},
+                     {9000, 16384}, {65537, 131072}, {3 << 20, 4 << 20}};
+  for (size_t size : {size_t{0}, size_t{100}, size_t{5000}, size_t{2} << 20}) {
+    for (const auto& alignment : kAlignments) {
+      void* blocks[5];
+      errno = 7;
+      for (void*& p : blocks) {
+        p = Escape(memalign(alignment.asked, size));
+        ASSERT_NE(p, nullptr) << alignment.asked << " " << size;
+        EXPECT_TRUE(Aligned(p, alignment.got)) << alignment.asked << " " << size;
+        EXPECT_GE(malloc_usable_size(p), size);
+        Fill(p, size, alignment.asked);
+      }
+      EXPECT_EQ(errno, 7);
+      for (void* p : blocks) free(p);
+    }
+  }
+  for (size_t alignment : {SIZE_MAX, SIZE_MAX / 2 + 2}) {
+    errno = 0;
+    EXPECT_EQ(Escape(memalign(alignment, 64)), nullptr) << alignment;
+    EXPECT_EQ(errno, EINVAL) << alignment;
   }
 }
 
@@ -275,10 +305,39 @@ TEST(SizedFree, TakesWhatWasAskedFor) {
       free_aligned_sized(aligned_alloc(256, size), 256, size);
       sdallocx(malloc(size), size, 0);
     }
-    EXPECT_GE(nallocx(size, 12 /* alignment 2^12 */), size);
   }
   EXPECT_LT(Measure().address_space, before + (size_t{1} << 30));
   EXPECT_EQ(nallocx(SIZE_MAX, 0), 0u);
+}
+
+// What nallocx says is what mallocx with the same flags gives, which it aligns.
+TEST(WithFlags, AreAnsweredForWithTheirAlignment) {
+  auto* nallocx = Lookup<size_t(size_t, int)>("nallocx");
+  auto* mallocx = Lookup<void*(size_t, int)>("mallocx");
+  if (!IsPcmalloc() && (nallocx == nullptr || mallocx == nullptr)) GTEST_SKIP();
+  ASSERT_TRUE(nallocx && mallocx);
+  EXPECT_EQ(nallocx(100, 12), 4096u);
+  for (int log = 0; log <= 24; ++log) {
+    for (size_t size = 1; size < (size_t{4} << 20); size = size * 9 / 8 + 1) {
+      void* p = mallocx(size, log);
+      ASSERT_NE(p, nullptr);
+      ASSERT_TRUE(Aligned(p, size_t{1} << log)) << size << " " << log;
+      ASSERT_EQ(nallocx(size, log), malloc_usable_size(p)) << size << " " << log;
+      free(p);
+    }
+  }
+  constexpr size_t kTiB = size_t{1} << 40;
+  for (int log : {0, 4, 12, 20}) {
+    for (size_t size : {17 * kTiB, size_t{1} << 50, size_t{PTRDIFF_MAX} - 4096, SIZE_MAX / 2 + 1,
+                        SIZE_MAX - 4096, SIZE_MAX}) {
+      EXPECT_EQ(nallocx(size, log), 0u) << size << " " << log;
+      EXPECT_EQ(mallocx(size, log), nullptr) << size << " " << log;
+    }
+  }
+  for (int log : {45, 47, 55, 63}) {
+    EXPECT_EQ(nallocx(1, log), 0u) << log;
+    EXPECT_EQ(mallocx(1, log), nullptr) << log;
+  }
 }
 
 // A program that was built with jemalloc frees by one of these what another one gave.
