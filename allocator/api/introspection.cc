@@ -19,6 +19,10 @@ namespace {
 
 observe::Snapshot Now() { return observe::TakeSnapshot(WhoAmI()); }
 
+// The figures of a snapshot are read one after another while other threads work: what is a part of another
+// one may be larger than that.
+uint64_t Less(uint64_t whole, uint64_t part) { return whole > part ? whole - part : 0; }
+
 // Bytes of free blocks in the layers above the page heap.
 uint64_t CachedBytes(const observe::Snapshot& s) {
   return s.front.held_bytes + s.central_bytes + s.transfer_bytes;
@@ -26,14 +30,11 @@ uint64_t CachedBytes(const observe::Snapshot& s) {
 
 // Bytes that are free in some layer but not with the operating system.
 uint64_t FreeBytes(const observe::Snapshot& s) {
-  const uint64_t bytes = s.pages.free_bytes + CachedBytes(s);
-  return bytes > s.pages.hole_bytes ? bytes - s.pages.hole_bytes : 0;
+  return Less(s.pages.free_bytes + CachedBytes(s), s.pages.hole_bytes);
 }
 
 uint64_t UsedBytes(const observe::Snapshot& s) {
-  const uint64_t held = s.pages.small_bytes + s.pages.large_bytes;
-  const uint64_t cached = CachedBytes(s);
-  return held > cached ? held - cached : 0;
+  return Less(s.pages.small_bytes + s.pages.large_bytes, CachedBytes(s));
 }
 
 }  // namespace
@@ -41,6 +42,7 @@ uint64_t UsedBytes(const observe::Snapshot& s) {
 
 using pcmalloc::CachedBytes;
 using pcmalloc::FreeBytes;
+using pcmalloc::Less;
 using pcmalloc::Now;
 using pcmalloc::UsedBytes;
 
@@ -58,9 +60,9 @@ PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) __asm__("mallinfo2");
 PCM_EXPORT PcmMallinfo2 pcmalloc_mallinfo2(void) {
   const pcmalloc::observe::Snapshot s = Now();
   PcmMallinfo2 info = {};
-  info.arena = s.pages.small_bytes - s.pages.hole_bytes + s.pages.free_bytes;
+  info.arena = Less(s.pages.small_bytes + s.pages.free_bytes, s.pages.hole_bytes);
   info.ordblks = s.pages.spans;
-  info.hblkhd = s.pages.large_bytes - s.front.held_large_bytes;
+  info.hblkhd = Less(s.pages.large_bytes, s.front.held_large_bytes);
   info.fsmblks = CachedBytes(s);
   info.uordblks = UsedBytes(s);
   info.fordblks = FreeBytes(s);

@@ -10,7 +10,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -432,6 +435,35 @@ TEST(Statistics, ArePlausible) {
   if (IsPcmalloc()) {
     EXPECT_LT(mallinfo2().uordblks + mallinfo2().hblkhd, used_before + kHeld / 4);
   }
+}
+
+// The figures are read one after another while others change them.
+TEST(Statistics, DoNotUnderflowWhileOthersWork) {
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (uint64_t id = 0; id < 3; ++id) {
+    threads.emplace_back([&stop, id] {
+      Random random(id);
+      void* blocks[64];
+      while (!stop) {
+        for (void*& p : blocks) p = Escape(malloc(300'000 + random.Below(700'000)));
+        for (void* p : blocks) free(p);
+        if (random.Below(4) == 0) malloc_trim(0);
+      }
+    });
+  }
+  constexpr size_t kImpossible = size_t{1} << 60;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1500);
+  while (std::chrono::steady_clock::now() < end) {
+    const struct mallinfo2 info = mallinfo2();
+    EXPECT_LT(info.arena, kImpossible);
+    EXPECT_LT(info.hblkhd, kImpossible);
+    EXPECT_LT(info.uordblks, kImpossible);
+    EXPECT_LT(info.fordblks, kImpossible);
+    if (HasFailure()) break;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
 }
 
 // What a trim took out of spans in use is free no more than what it took of whole ones.
