@@ -101,15 +101,24 @@ unsigned CpuCount() {
   return cpus == 0 ? 1 : cpus;
 }
 
-uint64_t BudgetInForce() {
-  uint64_t budget = percpu_cache.load(std::memory_order_relaxed);
-  const uint64_t limit = Least(LimitInForce(), hard.load(std::memory_order_relaxed));
+// All that is set or found out, at one time.
+struct Wanted {
+  uint64_t soft = LimitInForce();
+  uint64_t hard = pcmalloc::release::hard.load(std::memory_order_relaxed);
+  uint64_t percpu_cache = pcmalloc::release::percpu_cache.load(std::memory_order_relaxed);
+  bool pressed = UnderPressure();
+
+  bool operator==(const Wanted&) const = default;
+};
+
+uint64_t BudgetFor(const Wanted& wanted) {
+  uint64_t budget = wanted.percpu_cache;
+  const uint64_t limit = Least(wanted.soft, wanted.hard);
   if (limit != kNoLimit) {
     const uint64_t share = limit / 8 / CpuCount();
     budget = Least(budget, share < kLeastPercpuCache ? kLeastPercpuCache : share);
   }
-  if (UnderPressure()) budget /= 4;
-  return budget;
+  return wanted.pressed ? budget / 4 : budget;
 }
 
 // The footprint at which the group's limit is read next.
@@ -146,13 +155,30 @@ void Relieve() {
   central::ReturnHoles();
 }
 
+// Puts in force what is wanted; returns whether CPUs may hold less than before. Who sets something, another
+// thread or a signal handler, comes here after it, and may be done before this call stores what it has read
+// earlier: so it looks again afterwards. The fences see to it that of two that store one sees what the other
+// has set.
+bool PutInForce(Wanted* wanted, uint64_t* budget) {
+  bool lowered = false;
+  do {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    *wanted = Wanted();
+    *budget = BudgetFor(*wanted);
+    lowered |= *budget < front::Budget();
+    front::SetBudget(*budget);
+    PageHeap::SetLimits(wanted->pressed ? 0 : wanted->soft, wanted->hard);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  } while (Wanted() != *wanted);
+  return lowered;
+}
+
 void Apply() {
-  const uint64_t budget = BudgetInForce();
-  const bool lowered = budget < front::Budget();
-  front::SetBudget(budget);
-  const uint64_t limit = UnderPressure() ? 0 : LimitInForce();
-  const uint64_t most = hard.load(std::memory_order_relaxed);
-  PageHeap::SetLimits(limit, most);
+  Wanted wanted;
+  uint64_t budget;
+  const bool lowered = PutInForce(&wanted, &budget);
+  const uint64_t limit = wanted.pressed ? 0 : wanted.soft;
+  const uint64_t most = wanted.hard;
   const uint64_t footprint = PageHeap::Footprint();
   const bool too_much = footprint > limit || footprint > most;
   if (too_much) Relieve();
@@ -213,8 +239,9 @@ void ConfigureLimits() {
   hard.store(config.limit_hard == 0 ? kNoLimit : config.limit_hard, std::memory_order_relaxed);
   percpu_cache.store(config.percpu_cache, std::memory_order_relaxed);
   // Nothing is held yet that would have to go: no need to ask who uses what.
-  front::SetBudget(BudgetInForce());
-  PageHeap::SetLimits(LimitInForce(), hard.load(std::memory_order_relaxed));
+  const Wanted wanted;
+  front::SetBudget(BudgetFor(wanted));
+  PageHeap::SetLimits(wanted.soft, wanted.hard);
   SetMark(0);
 }
 

@@ -31,8 +31,8 @@ namespace pcmalloc::release {
 // At the start, from the configuration.
 void ConfigureLimits();
 
-// kNoLimit for none. Take effect before they return. SetPercpuCache takes the nearest of what the
-// configuration accepts.
+// kNoLimit for none. Take effect before they return, whatever others set at the same time.
+// SetPercpuCache takes the nearest of what the configuration accepts.
 void SetSoftLimit(uint64_t bytes);
 void SetHardLimit(uint64_t bytes);
 void SetPercpuCache(uint64_t bytes);

@@ -3,10 +3,13 @@
 // Limits that the program, or whoever runs it, sets.
 #include <errno.h>
 #include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <string>
 #include <thread>
 #include <vector>
@@ -49,6 +52,48 @@ struct Blocks {
 };
 
 constexpr size_t kHard = 64 * kMiB;
+
+std::atomic<bool> handler_may_set{false};
+
+// A limit that is set while another one is being put in force must not give way to what was there before.
+// A signal does what another thread might: it comes at any instruction, and soon enough at that one.
+PCM_SCENARIO(TwoLimitsAtOnce) {
+  auto* const set_soft = Lookup<void(size_t)>("pcmalloc_set_soft_limit");
+  auto* const set_hard = Lookup<void(size_t)>("pcmalloc_set_hard_limit");
+  ASSERT_TRUE(set_soft && set_hard);
+  static void (*set_in_handler)(size_t);
+  set_in_handler = set_hard;
+  signal(SIGUSR1, [](int) {
+    if (handler_may_set.exchange(false)) set_in_handler(kHard);
+  });
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &mask, nullptr);
+  std::atomic<bool> stop{false};
+  const pthread_t self = pthread_self();
+  std::thread disturber([&] {
+    while (!stop) pthread_kill(self, SIGUSR1);
+  });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  int rounds = 0, lost = 0;
+  while (std::chrono::steady_clock::now() < end) {
+    set_hard(SIZE_MAX);
+    pthread_sigmask(SIG_UNBLOCK, &mask, nullptr);
+    handler_may_set = true;  // not by the signal that was pending
+    while (handler_may_set) set_soft(SIZE_MAX);
+    pthread_sigmask(SIG_BLOCK, &mask, nullptr);
+    void* const p = Escape(malloc(2 * kHard));
+    ++rounds;
+    if (p != nullptr) ++lost;
+    free(p);
+  }
+  stop = true;
+  disturber.join();
+  EXPECT_EQ(lost, 0) << "of " << rounds;
+}
+
+TEST(HardLimit, IsNotLostWhileAnotherIsSet) { EXPECT_TRUE(RunWith("TwoLimitsAtOnce", "")); }
 
 PCM_SCENARIO(HardLimit) {
   EXPECT_EQ(Ask("pcmalloc_hard_limit"), kHard);
