@@ -112,8 +112,8 @@ using Loser = void (*)(int index, unsigned size_class, uint32_t slots);
 inline constexpr uint32_t kOwnedAtOnce = 16;
 
 // Stops an index, hands all its items to `receiver`, starts it again. Returns the number of items.
-// With `loser` every class loses its slots too, and `loser` is told of each that had any; not if the
-// index could not be stopped.
+// With `loser` every class loses its slots too, and `loser` is told of each that had any; not if
+// the index could not be stopped.
 size_t Drain(int index, Receiver receiver, Loser loser = nullptr);
 
 // For telling an idle index from one at work: `state` is equal at two times if no section has

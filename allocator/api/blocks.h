@@ -53,8 +53,8 @@ void* ResizeBlock(void* p, size_t size);
 // there is none.
 void* Replace(void* p, void* moved, size_t bytes);
 
-// Bytes that a request of `size` gets, aligned to a power of two, without getting it; 0 if it cannot be
-// served at all.
+// Bytes that a request of `size` gets, aligned to a power of two, without getting it; 0 if it
+// cannot be served at all.
 size_t BlockSizeFor(size_t size, size_t alignment = 1);
 
 // Returns free memory to the operating system, caches emptied first. Bytes returned.

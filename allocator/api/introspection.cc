@@ -19,8 +19,8 @@ namespace {
 
 observe::Snapshot Now() { return observe::TakeSnapshot(WhoAmI()); }
 
-// The figures of a snapshot are read one after another while other threads work: what is a part of another
-// one may be larger than that.
+// The figures of a snapshot are read one after another while other threads work: what is a part of
+// another one may be larger than that.
 uint64_t Less(uint64_t whole, uint64_t part) { return whole > part ? whole - part : 0; }
 
 // Bytes of free blocks in the layers above the page heap.

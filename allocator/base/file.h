@@ -25,8 +25,8 @@ class File {
   // that is not there. A signal does not cut it short.
   size_t Read(char* to, size_t size);
 
-  // Reads on up to `text` and returns the byte that follows it; kAbsent if it does not come, kNothing if
-  // there is nothing to read. In pieces: the stack may be a signal handler's.
+  // Reads on up to `text` and returns the byte that follows it; kAbsent if it does not come,
+  // kNothing if there is nothing to read. In pieces: the stack may be a signal handler's.
   int ByteAfter(const char* text);
   static constexpr int kAbsent = -1;
   static constexpr int kNothing = -2;

@@ -6,11 +6,15 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "allocator/central/transfer_cache.h"
+#include "allocator/front/batch.h"
 #include "allocator/front/locality.h"
 #include "allocator/sizes/size_classes.h"
 #include "percpu/slabs.h"
 
 namespace pcmalloc::front {
+
+constinit SharedBatch shared_batches[kSharedBatches];
+
 namespace {
 
 constinit std::atomic<void*> head{nullptr};
@@ -30,12 +34,12 @@ void PutInto(unsigned shard, unsigned size_class, void* const* items, uint32_t n
 
 // A function of its own: what its callers do besides can do without the array on the stack.
 ABSL_ATTRIBUTE_NOINLINE uint32_t PutFromSlab(unsigned size_class, uint32_t n, unsigned shard) {
-  void* items[kMostInArray];
+  Batch batch(percpu::CurrentIndex(), n);
   uint32_t given = 0;
   while (given < n) {
-    const uint32_t step = n - given < kMostInArray ? n - given : kMostInArray;
-    const uint32_t got = percpu::PopBatch(size_class, items, step);
-    if (got != 0) PutInto(shard, size_class, items, got);
+    const uint32_t step = n - given < batch.most() ? n - given : batch.most();
+    const uint32_t got = percpu::PopBatch(size_class, batch.items(), step);
+    if (got != 0) PutInto(shard, size_class, batch.items(), got);
     given += got;
     if (got < step) break;
   }

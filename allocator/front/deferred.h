@@ -22,8 +22,8 @@ void Return(unsigned size_class, void* const* items, uint32_t n);
 // The same without what may follow (central::Settle), for those who have much on the stack.
 void Put(unsigned size_class, void* const* items, uint32_t n);
 
-// Gives up to `n` objects of a class in the slab of the CPU that the thread runs on to the layers below;
-// returns how many.
+// Gives up to `n` objects of a class in the slab of the CPU that the thread runs on to the layers
+// below; returns how many.
 uint32_t GiveDown(unsigned size_class, uint32_t n);
 
 void Defer(void* p);

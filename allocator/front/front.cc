@@ -7,6 +7,7 @@
 #include "absl/base/optimization.h"
 #include "allocator/central/large_blocks.h"
 #include "allocator/central/transfer_cache.h"
+#include "allocator/front/batch.h"
 #include "allocator/front/budget.h"
 #include "allocator/front/deferred.h"
 #include "allocator/front/demand.h"
@@ -145,14 +146,15 @@ void* Emergency(unsigned size_class, Shortage shortage) {
 
 // Takes `wanted` objects from below: one for the caller, the rest into the slab.
 ABSL_ATTRIBUTE_NOINLINE void* Refill(int index, unsigned size_class, uint32_t wanted) {
-  void* items[1 + kMostInArray];  // the last of those before, and some more
+  Batch batch(index, wanted);
+  void** const items = batch.items();  // the last of those before, and some more
   Shortage shortage;
   uint32_t taken = 0;
   bool goes_on;
   do {
     const uint32_t before = taken == 0 ? 0 : 1;
     const uint32_t missing = wanted - taken;
-    const uint32_t step = missing < kMostInArray ? missing : kMostInArray;
+    const uint32_t step = missing < batch.most() ? missing : batch.most();
     const uint32_t got = central::Take(size_class, items + before, step, &shortage, NearShard());
     if (ABSL_PREDICT_FALSE(before + got == 0)) return Emergency(size_class, shortage);
     taken += got;

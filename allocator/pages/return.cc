@@ -320,8 +320,8 @@ uint64_t GrowthExcess() {
 
 namespace {
 
-// With return_lock held. A function of its own, as DecayStep is: neither needs what the other has on the
-// stack.
+// With return_lock held. A function of its own, as DecayStep is: neither needs what the other has
+// on the stack.
 ABSL_ATTRIBUTE_NOINLINE void ReturnExcess(uint64_t excess_bytes) {
   size_t shortest = GetConfig().decay == 0 ? kPageSize : ReleasePolicy::kShortestRange;
   if (bounds.limits.soft.load(std::memory_order_relaxed) != UINT64_MAX) {

@@ -155,10 +155,10 @@ void Relieve() {
   central::ReturnHoles();
 }
 
-// Puts in force what is wanted; returns whether CPUs may hold less than before. Who sets something, another
-// thread or a signal handler, comes here after it, and may be done before this call stores what it has read
-// earlier: so it looks again afterwards. The fences see to it that of two that store one sees what the other
-// has set.
+// Puts in force what is wanted; returns whether CPUs may hold less than before. Who sets something,
+// another thread or a signal handler, comes here after it, and may be done before this call stores
+// what it has read earlier: so it looks again afterwards. The fences see to it that of two that
+// store one sees what the other has set.
 bool PutInForce(Wanted* wanted, uint64_t* budget) {
   bool lowered = false;
   do {

@@ -83,8 +83,8 @@ constexpr size_t SpanPages(unsigned size_class) {
 // A few hundred make the locks and the dozen calls of a miss cheap beside the objects' own cost.
 inline constexpr unsigned kMaxBatch = 256;
 
-// So many of them at most go through one array: it is on the stack, which may be a signal handler's of
-// 8 KiB, most of which the kernel has used for the registers.
+// So many of them at most go through an array on the stack, which may be a signal handler's of 8
+// KiB, most of which the kernel has used for the registers.
 inline constexpr unsigned kMostInArray = 64;
 
 // Objects moved at a time between the per-CPU slab and the layers below.

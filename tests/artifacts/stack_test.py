@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No function of libpcmalloc.so has a large frame on the stack, which may be a signal handler's.
 
-//tests/lifecycle measures what malloc and free use in all; this is for the paths that no test takes.
+//tests/lifecycle measures what malloc and free use in all; this is for paths that no test takes.
 """
 
 import re
@@ -14,11 +14,12 @@ from tests.testing import cases
 LIBRARY = sys.argv.pop(1)
 
 MOST = 704  # bytes
-# What no handler comes to, or as good as none: the start, the end, statistics on request, messages of
-# which most are the process's last, the background thread. And the one that calls nothing else.
+# What no handler comes to, or as good as none: the start, the end, statistics on request, messages
+# of which most are the process's last, the background thread. And the one that calls nothing else.
 MAY_HAVE_MORE = {
     "malloc_info", "malloc_stats", "pcmalloc_stats_json", "(anonymous namespace)::Finish",
-    "(anonymous namespace)::Load", "(anonymous namespace)::Start", "(anonymous namespace)::StartOnce",
+    "(anonymous namespace)::Load", "(anonymous namespace)::Start",
+    "(anonymous namespace)::StartOnce",
     "(anonymous namespace)::ChooseOtherwise", "rseq::Discover", "ParseConfig", "ParseKeys",
     "rseq::(anonymous namespace)::CpuBound", "rseq::(anonymous namespace)::FillIn",
     "observe::ReportAtExit", "observe::(anonymous namespace)::Report",

@@ -31,7 +31,8 @@ char* stack;
 void (*operation)();
 size_t used;
 
-// By itself, so that its own frame is gone when the operation runs. Not memset: that has a frame, too.
+// By itself, so that its own frame is gone when the operation runs. Not memset: that has a frame,
+// too.
 __attribute__((noinline)) void Paint() {
   const uintptr_t end = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) - 64;
   for (auto p = reinterpret_cast<uintptr_t>(stack); p < end; ++p) {

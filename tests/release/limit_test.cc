@@ -55,8 +55,9 @@ constexpr size_t kHard = 64 * kMiB;
 
 std::atomic<bool> handler_may_set{false};
 
-// A limit that is set while another one is being put in force must not give way to what was there before.
-// A signal does what another thread might: it comes at any instruction, and soon enough at that one.
+// A limit that is set while another one is being put in force must not give way to what was there
+// before. A signal does what another thread might: it comes at any instruction, and soon enough at
+// that one.
 PCM_SCENARIO(TwoLimitsAtOnce) {
   auto* const set_soft = Lookup<void(size_t)>("pcmalloc_set_soft_limit");
   auto* const set_hard = Lookup<void(size_t)>("pcmalloc_set_hard_limit");
