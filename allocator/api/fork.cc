@@ -12,6 +12,7 @@
 #include "allocator/base/syscall.h"
 #include "allocator/base/threads.h"
 #include "allocator/central/transfer_cache.h"
+#include "allocator/os/memory.h"
 #include "allocator/pages/page_heap.h"
 #include "allocator/release/release.h"
 #include "percpu/slabs.h"
@@ -52,6 +53,8 @@ void AfterFork(bool in_child) {
     central::UnlockAfterFork(in_child);
     percpu::UnlockAfterFork(in_child);
   }
+  // Memory locks are not inherited.
+  if (in_child && os::WantsLocking()) os::locking = os::Locking::kNone;
   const uint64_t mask = signal_mask;
   SetSignalMask(&mask, nullptr);
 }

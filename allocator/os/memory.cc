@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocator/os/memory.h"
 
+#include <errno.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
@@ -11,6 +12,10 @@
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
+#endif
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
 #endif
 
 namespace pcmalloc::os {
@@ -77,12 +82,38 @@ bool Return(void* start, size_t size) {
   return RawSyscall(SYS_madvise, start, size, MADV_DONTNEED) == 0;
 }
 
+bool ReturnUnused(void* start, size_t size) {
+  if (WantsLocking() && RawSyscall(SYS_munlock, start, size) == 0) {
+    if (Return(start, size)) return true;
+    (void)Lock(start, size);  // a sandbox refuses it; it is handed out as it is
+    return false;
+  }
+  const long result = RawSyscall(SYS_madvise, start, size, MADV_DONTNEED);
+  return result == 0 ||
+         (result == -EINVAL && RawSyscall(SYS_madvise, start, size, MADV_DONTNEED_LOCKED) == 0);
+}
+
 bool WantHuge(void* start, size_t size, bool huge) {
   return RawSyscall(SYS_madvise, start, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0;
 }
 
 bool Populate(void* start, size_t size) {
   return RawSyscall(SYS_madvise, start, size, MADV_POPULATE_WRITE) == 0;
+}
+
+constinit std::atomic<Locking> locking{Locking::kNone};
+
+bool Lock(void* start, size_t size) {
+  constexpr int kOnFault = 1;  // MLOCK_ONFAULT
+  switch (locking.load(std::memory_order_relaxed)) {
+    case Locking::kNone:
+      return true;
+    case Locking::kWhenTouched:
+      return RawSyscall(SYS_mlock2, start, size, kOnFault) == 0;
+    case Locking::kAtOnce:
+      return RawSyscall(SYS_mlock, start, size) == 0;
+  }
+  return false;
 }
 
 size_t AddressSpaceLimit() {

@@ -93,6 +93,45 @@ TEST(MemoryTest, LockedMemoryIsNotReturnedAndKept) {
   Unreserve(start, page);
 }
 
+bool IsThere(char* page) {
+  unsigned char resident = 0;
+  EXPECT_EQ(mincore(page, KernelPageSize(), &resident), 0);
+  return (resident & 1) != 0;
+}
+
+TEST(MemoryTest, UnusedMemoryIsReturnedThoughLocked) {
+  const size_t page = KernelPageSize();
+  char* start = Fresh(4 * page);
+  memset(start, 7, 4 * page);
+  ASSERT_EQ(mlock(start + page, page), 0);
+  EXPECT_TRUE(ReturnUnused(start, 4 * page));
+  for (size_t i = 0; i < 4; ++i) EXPECT_FALSE(IsThere(start + i * page)) << i;
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(start[i * page], 0) << i;
+  EXPECT_FALSE(Return(start + page, page));  // it is locked again
+  Unreserve(start, 4 * page);
+}
+
+TEST(MemoryTest, LocksWhatIsTakenIntoUseIfThatIsWanted) {
+  const size_t page = KernelPageSize();
+  char* start = Fresh(page);
+  EXPECT_TRUE(LockForUse(start, page));
+  EXPECT_FALSE(IsThere(start));
+  locking = Locking::kAtOnce;
+  EXPECT_TRUE(LockForUse(start, page));
+  EXPECT_TRUE(IsThere(start));
+  EXPECT_FALSE(Return(start, page));
+  EXPECT_TRUE(ReturnUnused(start, page));
+  EXPECT_FALSE(IsThere(start));
+  EXPECT_TRUE(Return(start, page)) << "still locked";
+  locking = Locking::kWhenTouched;
+  EXPECT_TRUE(LockForUse(start, page));
+  EXPECT_FALSE(IsThere(start));
+  EXPECT_FALSE(Return(start, page));
+  Unreserve(start, page);
+  EXPECT_FALSE(LockForUse(start, page)) << "there is nothing";
+  locking = Locking::kNone;
+}
+
 TEST(MemoryTest, AddressSpaceLimitIsTheSoftOne) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);

@@ -3,6 +3,7 @@
 
 #include "allocator/base/report.h"
 #include "allocator/config/config.h"
+#include "allocator/os/memory.h"
 #include "allocator/os/thp.h"
 #include "allocator/pages/huge_policy.h"
 
@@ -67,6 +68,8 @@ uintptr_t PlaceFor(const Arena& arena, const Span* span, size_t pages) {
 Fill FillFor(size_t pages, unsigned size_class) {
   const ThpRequest request = GetConfig().thp;
   if (request == ThpRequest::kNever || heap.huge == Heap::Huge::kNo) return Fill::kPages;
+  // Of a hugepage in use in part the rest would be there, to be handed out, and not be locked.
+  if (os::WantsLocking()) return Fill::kPages;
   Fill fill = Fill::kPages;
   if (size_class != 0 && HugePolicy::Dense(pages, heap.class_pages[size_class])) {
     fill = Fill::kHuge;

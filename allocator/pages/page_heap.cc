@@ -271,6 +271,11 @@ PageResult TakeOnce(size_t pages, size_t alignment, unsigned size_class, size_t 
   }
   const size_t to_end = (span->end() - start) >> kPageShift;
   const size_t here = to_end < pages ? to_end : pages;
+  // Before anything has changed. What is warm, too, is cheaper than to look which part is not.
+  if ((span->returned || here < pages) &&
+      !os::LockForUse(reinterpret_cast<void*>(start), Bytes(pages))) {
+    return PageResult::kNoMemory;
+  }
   size_t cold = span->returned ? here : 0;
   CarveOut(arena, span, start, here, fill);
   if (here < pages) cold += Append(arena, span, pages, fill);
@@ -307,6 +312,12 @@ PageResult PageHeap::Take(size_t pages, size_t alignment, unsigned size_class, S
     LockHolder all_returned(heap.return_lock);
     if (!all_returned) return PageResult::kReentrant;
     result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
+  }
+  if (__builtin_expect(result == PageResult::kNoMemory, 0) && os::WantsLocking()) {
+    // What is idle may be what fills the limit on locked memory.
+    if (Release(SIZE_MAX) != 0) {
+      result = TakeOnce(pages, alignment, size_class, room, out, &excess, &missed);
+    }
   }
   // Spans of small objects are taken under the lock of their class, which is to be held briefly;
   // the clock is for those who give.
@@ -396,6 +407,10 @@ PageResult ResizeOnce(Span* span, size_t pages, uint64_t* excess) {
   if (behind.pages < missing && Extend(arena, missing - behind.pages) == nullptr) {
     return PageResult::kNoMemory;
   }
+  if (behind.warm < missing &&
+      !os::LockForUse(reinterpret_cast<void*>(span->end()), Bytes(missing))) {
+    return PageResult::kNoMemory;
+  }
   Append(arena, span, pages, pages::FillFor(pages, 0));
   pages::SetLargePages(heap.large_pages + (pages - old_pages));
   pages::NoteIdle();
@@ -421,6 +436,9 @@ uint64_t PageHeap::UsedBytes() {
 }
 
 bool PageHeap::MovePages(const Span* from, const Span* to) {
+  // What is left of the place that was locked would not be: neither locked nor there, and counted
+  // as warm.
+  if (os::WantsLocking()) return false;
   if (!os::Move(reinterpret_cast<void*>(from->start), reinterpret_cast<void*>(to->start),
                 from->bytes())) {
     return false;

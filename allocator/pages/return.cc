@@ -126,7 +126,7 @@ bool Returning::Pick() {
 
 void Returning::Call() {
   for (Span* span = picked_; span != nullptr; span = span->next) {
-    span->returned = os::Return(reinterpret_cast<void*>(span->start), span->bytes());
+    span->returned = os::ReturnUnused(reinterpret_cast<void*>(span->start), span->bytes());
   }
 }
 
