@@ -109,6 +109,14 @@ class TreeTest(unittest.TestCase):
              if len(line) > COLUMNS and "://" not in line],
             f"lines have at most {COLUMNS} columns")
 
+    def test_width_of_texts(self):
+        """Tables and what is shown as it is (indented by four) may be wider."""
+        self.assert_none(
+            [f"{path}:{number}: {len(line)} columns" for path in self.files
+             if path.suffix == ".md" for number, line in enumerate(lines_of(path), 1)
+             if len(line) > COLUMNS and "://" not in line and not line.startswith(("|", "    "))],
+            f"texts have at most {COLUMNS} columns")
+
     def test_no_words_are_left_alone_within_a_comment(self):
         offenders = []
         for path in self.cxx_and_python:
