@@ -25,7 +25,7 @@ namespace pcmalloc::front {
 
 struct alignas(64) SharedBatch {
   std::atomic<bool> taken{false};
-  void* items[1 + kMaxBatch];
+  void* items[1 + kMaxBatch]{};
 };
 inline constexpr unsigned kSharedBatches = 64;
 extern SharedBatch shared_batches[kSharedBatches];
