@@ -437,9 +437,10 @@ size_t Drain(int index, Receiver receiver, Loser loser) {
   const size_t drained = DrainOwned(slab, receiver);
   for (unsigned c = 1; loser != nullptr && c < kSlabClasses; ++c) {
     const uint32_t slots = CapacityIn(slab, c, slab->headers[c]);
+    if (slots == 0) continue;
     // In use still, with no slot: its mark stays where it is.
-    if (slots != 0) WriteHeader(slab, c, {slab->begin[c], slab->begin[c]});
-    if (slots != 0) loser(index, c, slots);
+    WriteHeader(slab, c, {slab->begin[c], slab->begin[c]});
+    loser(index, c, slots);
   }
   Start(index, slab);
   return drained;

@@ -20,8 +20,6 @@ namespace {
 
 constexpr int kZero = 0x40;
 
-size_t AlignmentOf(int flags) { return size_t{1} << (flags & 63); }
-
 void* Take(size_t size, int flags) {
   const size_t alignment = AlignmentOf(flags);
   if (alignment > kMinAlignment) {

@@ -53,6 +53,9 @@ void* ResizeBlock(void* p, size_t size);
 // there is none.
 void* Replace(void* p, void* moved, size_t bytes);
 
+// The alignment in a word of flags as mallocx takes it: its logarithm is in the lowest six bits.
+inline size_t AlignmentOf(int flags) { return size_t{1} << (flags & 63); }
+
 // Bytes that a request of `size` gets, aligned to a power of two, without getting it; 0 if it
 // cannot be served at all.
 size_t BlockSizeFor(size_t size, size_t alignment = 1);

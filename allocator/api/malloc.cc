@@ -30,11 +30,13 @@ constinit OperationCounts operation_counts;
 
 namespace {
 
-ABSL_ATTRIBUTE_NOINLINE void* NoMemory() {
+ABSL_ATTRIBUTE_NOINLINE void* Refused(int error) {
   // Where errno is only the dynamic linker can say, and it has not yet.
-  if (Relocated()) errno = ENOMEM;
+  if (Relocated()) errno = error;
   return nullptr;
 }
+
+void* NoMemory() { return Refused(ENOMEM); }
 
 void* OrNoMemory(void* p) { return ABSL_PREDICT_TRUE(p != nullptr) ? p : NoMemory(); }
 
@@ -45,11 +47,6 @@ size_t NextPowerOfTwo(size_t n) {
   if (n == 0) return 1;
   const int bits = 64 - __builtin_clzl(n);
   return bits == 64 ? 0 : size_t{1} << bits;
-}
-
-ABSL_ATTRIBUTE_NOINLINE void* NotAnAlignment() {
-  if (Relocated()) errno = EINVAL;
-  return nullptr;
 }
 
 ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t size) { return OrNoMemory(TakeBlock(size)); }
@@ -207,13 +204,13 @@ PCM_EXPORT void* reallocarray(void* p, size_t count, size_t size) {
 PCM_EXPORT void* memalign(size_t alignment, size_t size) {
   if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) {
     alignment = pcmalloc::NextPowerOfTwo(alignment);
-    if (alignment == 0) return pcmalloc::NotAnAlignment();
+    if (alignment == 0) return pcmalloc::Refused(EINVAL);
   }
   return pcmalloc::Aligned(alignment, size);
 }
 
 PCM_EXPORT void* aligned_alloc(size_t alignment, size_t size) {
-  if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) return pcmalloc::NotAnAlignment();
+  if (ABSL_PREDICT_FALSE(!pcmalloc::IsPowerOfTwo(alignment))) return pcmalloc::Refused(EINVAL);
   return pcmalloc::Aligned(alignment, size);
 }
 
@@ -241,7 +238,7 @@ PCM_EXPORT void* pvalloc(size_t size) {
 PCM_EXPORT size_t malloc_usable_size(void* p) { return pcmalloc::BlockSize(p); }
 
 PCM_EXPORT size_t nallocx(size_t size, int flags) {
-  return pcmalloc::BlockSizeFor(size, size_t{1} << (flags & 63));
+  return pcmalloc::BlockSizeFor(size, pcmalloc::AlignmentOf(flags));
 }
 
 // glibc's internal names: programs and libraries that were written for its hooks call them.

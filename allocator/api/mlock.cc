@@ -8,7 +8,6 @@
 // page heap locks what it takes into use, once the program has asked for it here.
 //
 // Only in libpcmalloc.so, like dlopen: an archive must not bring names that a program may define.
-#include <errno.h>
 #include <sys/mman.h>
 
 #include "allocator/api/exports.h"
@@ -18,11 +17,6 @@
 namespace pcmalloc {
 namespace {
 
-int Result(long result) {
-  if (result < 0) errno = static_cast<int>(-result);
-  return result < 0 ? -1 : 0;
-}
-
 os::Locking LockingFor(int flags) {
   if ((flags & MCL_FUTURE) == 0) return os::Locking::kNone;  // which ends it, if there was any
   return (flags & MCL_ONFAULT) != 0 ? os::Locking::kWhenTouched : os::Locking::kAtOnce;
@@ -31,8 +25,8 @@ os::Locking LockingFor(int flags) {
 }  // namespace
 }  // namespace pcmalloc
 
+using pcmalloc::CResult;
 using pcmalloc::RawSyscall;
-using pcmalloc::Result;
 using pcmalloc::os::Locking;
 using pcmalloc::os::locking;
 
@@ -41,13 +35,13 @@ extern "C" {
 PCM_EXPORT int mlockall(int flags) {
   // Before the call: what another thread takes while it runs is locked rather than not.
   const Locking before = locking.exchange(pcmalloc::LockingFor(flags));
-  const int result = Result(RawSyscall(SYS_mlockall, flags));
+  const int result = CResult(RawSyscall(SYS_mlockall, flags));
   if (result != 0) locking = before;
   return result;
 }
 
 PCM_EXPORT int munlockall() {
-  const int result = Result(RawSyscall(SYS_munlockall));
+  const int result = CResult(RawSyscall(SYS_munlockall));
   if (result == 0) locking = Locking::kNone;
   return result;
 }

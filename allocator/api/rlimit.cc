@@ -11,9 +11,7 @@
 // exec, where looking up a symbol may wait for a lock of the loader that nobody will release.
 //
 // Only in libpcmalloc.so, like dlopen: an archive must not bring names that a program may define.
-#include <errno.h>
-#include <stdint.h>
-#include <sys/syscall.h>
+#include <sys/resource.h>
 
 #include "allocator/api/exports.h"
 #include "allocator/base/syscall.h"
@@ -29,23 +27,13 @@
 namespace pcmalloc {
 namespace {
 
-constexpr int kAddressSpace = 9;  // the kernel's RLIMIT_AS on x86 and arm64
-
-// The C library's struct rlimit and rlimit64, which are the kernel's where long has 64 bits.
-struct Limit {
-  uint64_t soft;
-  uint64_t hard;
-};
+using Limit = rlimit;  // rlimit64 is the same, and the kernel's, where long has 64 bits
 
 int SetLimit(int pid, int resource, const Limit* limit, Limit* old) {
   const long result = RawSyscall(SYS_prlimit64, pid, resource, limit, old);
-  if (result < 0) {
-    errno = static_cast<int>(-result);
-    return -1;
-  }
   const bool own = pid == 0 || pid == RawSyscall(SYS_getpid);
-  if (own && resource == kAddressSpace && limit != nullptr) PageHeap::FitAddressSpace();
-  return 0;
+  if (result == 0 && own && resource == RLIMIT_AS && limit != nullptr) PageHeap::FitAddressSpace();
+  return CResult(result);
 }
 
 }  // namespace

@@ -33,6 +33,13 @@ inline long RawSyscall(long number, Args... args) {
   return result == -1 ? -static_cast<long>(errno) : result;
 }
 
+// What a C library's function returns for such a result: -1 with errno set for an error number.
+inline int CResult(long result) {
+  if (result >= 0) return static_cast<int>(result);
+  errno = static_cast<int>(-result);
+  return -1;
+}
+
 }  // namespace pcmalloc
 
 #endif  // PCMALLOC_ALLOCATOR_BASE_SYSCALL_H_

@@ -33,7 +33,8 @@ inline constexpr const char* kThpRequestNames[] = {"auto", "always", "never"};
 enum class BackgroundThread : uint8_t { kAuto, kOn, kOff };
 inline constexpr const char* kBackgroundThreadNames[] = {"auto", "on", "off"};
 
-// Range of percpu_cache, bytes.
+// Range of percpu_cache, bytes. With less a CPU's cache would hardly save a trip to the layers
+// below.
 inline constexpr uint64_t kLeastPercpuCache = uint64_t{64} << 10;
 inline constexpr uint64_t kMostPercpuCache = uint64_t{1} << 30;
 

@@ -112,7 +112,7 @@ void AppendJsonString(const char* text, TextBuffer& out) {
 
 void WriteJsonFile(const Path& prefix, const Snapshot& snapshot) {
   Text<512> name;
-  name.Str(prefix.text).Str(".").Int(RawSyscall(SYS_getpid)).Str(".json");
+  name.Str(prefix.text).Str(".").Dec(snapshot.pid).Str(".json");
   // The name can be foreseen, so in a directory of everybody's a link may wait there.
   const long fd = RawSyscall(SYS_openat, AT_FDCWD, name.c_str(),
                              O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <atomic>
 
@@ -117,13 +118,9 @@ bool Lock(void* start, size_t size) {
 }
 
 size_t AddressSpaceLimit() {
-  struct {
-    uint64_t soft;
-    uint64_t hard;
-  } limit;
-  constexpr int kAddressSpace = 9;  // the kernel's RLIMIT_AS on x86 and arm64
-  if (RawSyscall(SYS_prlimit64, 0, kAddressSpace, nullptr, &limit) < 0) return SIZE_MAX;
-  return limit.soft;  // the kernel's "unlimited" is all ones, which is SIZE_MAX
+  rlimit limit;  // the kernel's rlimit64 where long has 64 bits
+  if (RawSyscall(SYS_prlimit64, 0, RLIMIT_AS, nullptr, &limit) < 0) return SIZE_MAX;
+  return limit.rlim_cur;  // the kernel's "unlimited" is all ones, which is SIZE_MAX
 }
 
 }  // namespace pcmalloc::os

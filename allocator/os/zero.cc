@@ -124,11 +124,10 @@ void Zero(void* memory, size_t bytes) {
     p += head;
     bytes -= head;
     const size_t whole = bytes / page * page;
-    if (trust.MayDropUnasked() && Return(p, whole)) {
-      p += whole;
-      bytes -= whole;
-    } else if (trust.SampleIsEnough() && LooksUntouched(p, whole / page) && Return(p, whole)) {
-      trust.Learn(true);
+    const bool unasked = trust.MayDropUnasked();
+    const bool drop = unasked || (trust.SampleIsEnough() && LooksUntouched(p, whole / page));
+    if (drop && Return(p, whole)) {
+      if (!unasked) trust.Learn(true);
       p += whole;
       bytes -= whole;
     } else {

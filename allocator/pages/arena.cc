@@ -139,10 +139,11 @@ size_t Arenas::Ambition(size_t address_space_limit) {
   return part < kAmbition ? part : kAmbition;
 }
 
-bool Arenas::FitInto(size_t address_space_limit) {
+bool Arenas::FitAddressSpace() {
   Arena& arena = arenas[0];
-  if (arena.base() == 0 || address_space_limit == SIZE_MAX) return false;
-  const size_t room = Ambition(address_space_limit) >> kPageShift;
+  const size_t limit = os::AddressSpaceLimit();
+  if (arena.base() == 0 || limit == SIZE_MAX) return false;
+  const size_t room = Ambition(limit) >> kPageShift;
   const size_t pages = RoundUp(arena.used_pages() + room, kUnit >> kPageShift);
   // Cut but once for a limit, not by little for every step of growth below it.
   if (pages + room > arena.size_pages()) return false;
@@ -162,7 +163,7 @@ Arena* Arenas::Create(size_t pages) {
   if (size < least) size = least;
   void* base;
   while ((base = os::Reserve(size, kUnit)) == nullptr) {
-    if (slot != 0 && FitInto(os::AddressSpaceLimit())) continue;
+    if (slot != 0 && FitAddressSpace()) continue;
     if (size == least) return nullptr;
     size = RoundDown(size / 2, kUnit);
     if (size < least) size = least;

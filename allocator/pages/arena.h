@@ -138,7 +138,7 @@ class Arenas {
   // After a limit on address space has come: leaves the primary arena the room that one made under
   // it would have. The rest goes, whose mere reservation would be more than is allowed, so that the
   // program's own mmaps, and ours, were refused. True: something went.
-  static bool FitInto(size_t address_space_limit);
+  static bool FitAddressSpace();
 
   // What one arena should have under the present limit on address space.
   static size_t Ambition(size_t address_space_limit);

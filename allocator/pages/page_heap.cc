@@ -468,7 +468,7 @@ void PageHeap::SetIdleLimit(size_t bytes) {
 
 void PageHeap::FitAddressSpace() {
   LockHolder held(heap.lock);
-  if (held) (void)Arenas::FitInto(os::AddressSpaceLimit());
+  if (held) (void)Arenas::FitAddressSpace();
 }
 
 PageStats PageHeap::Stats() {

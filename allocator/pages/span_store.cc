@@ -140,7 +140,7 @@ bool SpanStore::AddChunk(size_t count) {
   if (size > kLargestChunk) size = kLargestChunk;
   void* chunk = os::Reserve(size, kBlockBytes);
   if (chunk == nullptr) {
-    (void)Arenas::FitInto(os::AddressSpaceLimit());
+    (void)Arenas::FitAddressSpace();
     size = kBlockBytes;
     chunk = os::Reserve(size, kBlockBytes);
   }

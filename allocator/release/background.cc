@@ -165,9 +165,9 @@ int Create() {
   int error = pthread_attr_init(&attributes);
   if (error != 0) return error;
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  // Thread-local storage of the program may leave nothing of a small stack.
   CreateThread* const given = create_thread.load(std::memory_order_relaxed);
   CreateThread* const create = given != nullptr ? given : &pthread_create;
+  // Thread-local storage of the program may leave nothing of a small stack.
   for (size_t bytes = kStackBytes;; bytes *= 16) {
     pthread_attr_setstacksize(&attributes, bytes);
     error = create(&thread, &attributes, Run, nullptr);

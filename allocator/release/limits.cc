@@ -30,8 +30,6 @@ constexpr uint64_t kMarkEveryMs = 1'000;
 constexpr int kPressureBegins = 500;
 constexpr int kPressureEnds = 100;
 
-// Below, a CPU's cache would hardly save a trip to the layers below.
-
 using Bytes = std::atomic<uint64_t>;
 constinit Bytes soft{kNoLimit};
 constinit Bytes hard{kNoLimit};
@@ -159,14 +157,14 @@ void Relieve() {
 // another thread or a signal handler, comes here after it, and may be done before this call stores
 // what it has read earlier: so it looks again afterwards. The fences see to it that of two that
 // store one sees what the other has set.
-bool PutInForce(Wanted* wanted, uint64_t* budget) {
+bool PutInForce(Wanted* wanted) {
   bool lowered = false;
   do {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     *wanted = Wanted();
-    *budget = BudgetFor(*wanted);
-    lowered |= *budget < front::Budget();
-    front::SetBudget(*budget);
+    const uint64_t budget = BudgetFor(*wanted);
+    lowered |= budget < front::Budget();
+    front::SetBudget(budget);
     PageHeap::SetLimits(wanted->pressed ? 0 : wanted->soft, wanted->hard);
     std::atomic_thread_fence(std::memory_order_seq_cst);
   } while (Wanted() != *wanted);
@@ -175,8 +173,7 @@ bool PutInForce(Wanted* wanted, uint64_t* budget) {
 
 void Apply() {
   Wanted wanted;
-  uint64_t budget;
-  const bool lowered = PutInForce(&wanted, &budget);
+  const bool lowered = PutInForce(&wanted);
   const uint64_t limit = wanted.pressed ? 0 : wanted.soft;
   const uint64_t most = wanted.hard;
   const uint64_t footprint = PageHeap::Footprint();
@@ -185,7 +182,7 @@ void Apply() {
   SetMark(PageHeap::Footprint());
   for (unsigned i = 0; lowered && !too_much && i < percpu::HighestUsed(); ++i) {
     const int index = static_cast<int>(i);
-    if (front::BudgetUsed(index) > budget) front::ShrinkIndex(index);
+    if (front::BudgetUsed(index) > front::Budget()) front::ShrinkIndex(index);
   }
 }
 
